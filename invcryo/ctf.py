@@ -1,5 +1,8 @@
-"""The contrast transfer function, exactly as RELION computes it (src/ctf.h): ``CTF = -sin(gamma) exp(-B s^2/4) scale``
-for particles that are white. Parameters are per particle, units are in the names."""
+"""The contrast transfer function, exactly as RELION computes it.
+
+``CTF = -sin(gamma) exp(-B s^2 / 4) scale`` for particles that are white, with
+``gamma = -pi lambda df(s) s^2 + pi/2 Cs lambda^3 s^4 - phase_shift - atan(Q0 / sqrt(1 - Q0^2))``.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+from . import kernels
 
 __all__ = ["CTF", "electron_wavelength"]
 
@@ -83,22 +88,33 @@ class CTF:
     def __getitem__(self, index: Any) -> CTF:
         return CTF(*(getattr(self, f.name)[index] for f in dataclasses.fields(self)))
 
-    def __call__(self, frequency_x: ArrayLike, frequency_y: ArrayLike) -> NDArray:
-        """Values at spatial frequencies in 1/angstrom: (n,) + the common shape of the frequencies, float64."""
-        sx, sy = np.broadcast_arrays(np.asarray(frequency_x, float), np.asarray(frequency_y, float))
-        column = (slice(None),) + (None,) * sx.ndim
-        wavelength = electron_wavelength(self.voltage_kv)[column]
-        s2 = (sx**2 + sy**2)[None]
-        mean = 0.5 * (self.defocus_u_angstrom + self.defocus_v_angstrom)[column]
-        half_difference = 0.5 * (self.defocus_u_angstrom - self.defocus_v_angstrom)[column]
-        angle = self.defocus_angle[column]
-        # s^2 cos 2(phi - angle), free of the arc tangent (and of its branch at s = 0)
-        s2_cos = (sx**2 - sy**2)[None] * np.cos(2 * angle) + (2 * sx * sy)[None] * np.sin(2 * angle)
-        w = self.amplitude_contrast[column]
-        gamma = (
-            -np.pi * wavelength * (mean * s2 + half_difference * s2_cos)
-            + 0.5 * np.pi * (1e7 * self.cs_mm[column]) * wavelength**3 * s2**2
-            - self.phase_shift[column]
-            - np.arctan2(w, np.sqrt(1.0 - w**2))
+    def _terms(self) -> NDArray:
+        """The seven numbers per particle that `kernels.ctf_values` takes: the phase as a polynomial in (sx, sy)."""
+        wavelength = electron_wavelength(self.voltage_kv)
+        mean = 0.5 * (self.defocus_u_angstrom + self.defocus_v_angstrom)
+        half_difference = 0.5 * (self.defocus_u_angstrom - self.defocus_v_angstrom)
+        w = self.amplitude_contrast
+        return np.stack(
+            [
+                -self.phase_shift - np.arctan2(w, np.sqrt(1.0 - w**2)),
+                -np.pi * wavelength * mean,
+                -np.pi * wavelength * half_difference * np.cos(2 * self.defocus_angle),
+                -np.pi * wavelength * half_difference * np.sin(2 * self.defocus_angle),
+                0.5 * np.pi * (1e7 * self.cs_mm) * wavelength**3,
+                0.25 * self.b_factor,
+                self.scale,
+            ],
+            axis=1,
         )
-        return -np.sin(gamma) * np.exp(-0.25 * self.b_factor[column] * s2) * self.scale[column]
+
+    def __call__(
+        self, frequency_x: ArrayLike, frequency_y: ArrayLike, *, power: int = 1, dtype: Any = np.float64
+    ) -> NDArray:
+        """Values at spatial frequencies in 1/angstrom, raised to ``power`` (1 or 2).
+
+        Returns an array (n,) + the common shape of the frequencies.
+        """
+        if power not in (1, 2):
+            raise ValueError(f"power must be 1 or 2, got {power}")
+        sx, sy = np.broadcast_arrays(np.asarray(frequency_x, float), np.asarray(frequency_y, float))
+        return kernels.ctf_values(self._terms(), sx, sy, power, dtype).reshape((len(self),) + sx.shape)

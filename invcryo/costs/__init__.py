@@ -1,0 +1,22 @@
+"""Costs: one file per family, all with the interface of `Cost`."""
+
+from .base import Composed, Cost, Quadratic, ScaledCost, SumOfCosts, Term
+from .fidelity import LeastSquares
+from .indicators import Box, NonNegative, Support
+from .norms import L1, L21, SquaredL2
+
+__all__ = [
+    "L1",
+    "L21",
+    "Box",
+    "Composed",
+    "Cost",
+    "LeastSquares",
+    "NonNegative",
+    "Quadratic",
+    "ScaledCost",
+    "SquaredL2",
+    "SumOfCosts",
+    "Support",
+    "Term",
+]

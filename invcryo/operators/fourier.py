@@ -1,0 +1,362 @@
+"""Operators that are products in Fourier space: filters of image stacks, periodic and Toeplitz convolutions."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from ..backend import array_module, fft, real_dtype
+from ..ctf import CTF
+from .base import LinOp
+from .basic import ZeroPad
+
+__all__ = ["Circulant", "ImageFilter", "Toeplitz"]
+
+_BATCH_PIXELS = 1 << 22  # pixels of images that are filtered at a time
+
+
+class ImageFilter(LinOp):
+    """One filter per image of a stack (n, height, width), applied as a product in Fourier space.
+
+    Build it with `from_ctf`, `from_shifts`, `from_array` or `from_radial`. Filters compose with ``@``; the gram of
+    a filter is the filter of its squared modulus. CTF values are computed batch by batch, never stored for
+    the whole stack.
+    """
+
+    def __init__(self, response: _Response, n: int, image_shape: Sequence[int], dtype: Any = np.float32) -> None:
+        shape = (int(n), *image_shape)
+        super().__init__(shape, shape, dtype)
+        self._response = response
+
+    @classmethod
+    def from_ctf(
+        cls, ctf: CTF, image_shape: int | Sequence[int], pixel_size: float, *, dtype: Any = np.float32
+    ) -> ImageFilter:
+        """The CTF of each image, with ``pixel_size`` in angstrom."""
+        if not pixel_size > 0:
+            raise ValueError(f"pixel size must be positive angstrom, got {pixel_size}")
+        shape = _image_shape(image_shape)
+        return cls(_CTFResponse(ctf, shape, float(pixel_size)), len(ctf), shape, dtype)
+
+    @classmethod
+    def from_shifts(
+        cls, shifts: ArrayLike, image_shape: int | Sequence[int], *, dtype: Any = np.float32
+    ) -> ImageFilter:
+        """Moves image ``p`` by ``shifts[p]`` = (x, y) pixels, periodically."""
+        shape = _image_shape(image_shape)
+        t = np.asarray(shifts, float).reshape(-1, 2)
+        return cls(_ShiftResponse(t, shape), len(t), shape, dtype)
+
+    @classmethod
+    def from_array(
+        cls, values: ArrayLike, image_shape: int | Sequence[int], n: int | None = None, *, dtype: Any = np.float32
+    ) -> ImageFilter:
+        """Real, even responses on the half spectrum of ``rfft2``: (height, width // 2 + 1), or one per image."""
+        shape = _image_shape(image_shape)
+        v = np.asarray(values, real_dtype(dtype))
+        v = v[None] if v.ndim == 2 else v
+        if v.shape[1:] != (shape[0], shape[1] // 2 + 1):
+            raise ValueError(f"a filter of {shape} images needs {(shape[0], shape[1] // 2 + 1)}, got {v.shape[1:]}")
+        return cls(_ArrayResponse(v), len(v) if n is None else n, shape, dtype)
+
+    @classmethod
+    def from_radial(
+        cls, profile: ArrayLike, image_shape: int | Sequence[int], n: int, *, dtype: Any = np.float32
+    ) -> ImageFilter:
+        """One response per shell: ``profile[i]`` at ``i`` Fourier pixels of the shorter side, interpolated.
+
+        Beyond the last shell the last value holds. With ``profile = 1 / sigma^2`` this is the weight of
+        coloured noise.
+        """
+        shape = _image_shape(image_shape)
+        p = np.asarray(profile, float)
+        if p.ndim != 1 or not np.isfinite(p).all():
+            raise ValueError("a radial profile must be a finite vector, one value per shell")
+        radius = min(shape) * np.hypot(np.fft.rfftfreq(shape[1])[None, :], np.fft.fftfreq(shape[0])[:, None])
+        return cls.from_array(np.interp(radius, np.arange(len(p)), p), shape, n, dtype=dtype)
+
+    @property
+    def image_shape(self) -> tuple[int, int]:
+        return (self.oshape[1], self.oshape[2])
+
+    def values(self, index: slice) -> NDArray:
+        """The response on the half spectrum, for some images: broadcasts to (b, height, width // 2 + 1)."""
+        return self._response.values(index, self.dtype)
+
+    def _filtered(self, y: NDArray, conjugate: bool) -> NDArray:
+        out = np.empty_like(y)
+        lib = fft(y)
+        batch = max(1, _BATCH_PIXELS // (y.shape[1] * y.shape[2]))
+        for start in range(0, len(y), batch):
+            part = slice(start, min(start + batch, len(y)))
+            response = self.values(part)
+            spectrum = lib.rfft2(y[part])
+            spectrum *= response.conj() if conjugate and np.iscomplexobj(response) else response
+            out[part] = lib.irfft2(spectrum, s=self.image_shape)
+        return out
+
+    def _apply(self, x: NDArray) -> NDArray:
+        return self._filtered(x, conjugate=False)
+
+    def _adjoint(self, y: NDArray) -> NDArray:
+        return self._filtered(y, conjugate=True)
+
+    def gram(self, W: LinOp | None = None) -> LinOp:
+        power = _PowerResponse(self._response)
+        if W is None:
+            return ImageFilter(power, self.oshape[0], self.image_shape, self.dtype)
+        if isinstance(W, ImageFilter):
+            both = _ProductResponse(power, W._response)
+            return ImageFilter(both, self.oshape[0], self.image_shape, self.dtype)
+        return super().gram(W)
+
+    def __matmul__(self, other: Any) -> LinOp:
+        if isinstance(other, ImageFilter) and other.oshape == self.ishape and other.dtype == self.dtype:
+            both = _ProductResponse(self._response, other._response)
+            return ImageFilter(both, self.oshape[0], self.image_shape, self.dtype)
+        return super().__matmul__(other)
+
+    def rows(self, index: Any) -> ImageFilter:
+        n = len(np.arange(self.oshape[0])[index])
+        return ImageFilter(self._response.rows(index), n, self.image_shape, self.dtype)
+
+
+class _Response:
+    """Values of a filter for some images of the stack."""
+
+    def values(self, index: Any, dtype: np.dtype) -> NDArray:
+        raise NotImplementedError
+
+    def rows(self, index: Any) -> _Response:
+        raise NotImplementedError
+
+    def power(self, index: Any, dtype: np.dtype) -> NDArray:
+        v = self.values(index, dtype)
+        return (v.conj() * v).real
+
+
+class _CTFResponse(_Response):
+    def __init__(self, ctf: CTF, shape: tuple[int, int], pixel_size: float) -> None:
+        self.ctf, self.shape, self.pixel_size = ctf, shape, pixel_size
+
+    def _evaluate(self, index: Any, dtype: np.dtype, power: int) -> NDArray:
+        sx = np.fft.rfftfreq(self.shape[1], self.pixel_size)[None, :]
+        sy = np.fft.fftfreq(self.shape[0], self.pixel_size)[:, None]
+        return _hermitian(self.ctf[index](sx, sy, power=power, dtype=dtype), self.shape)
+
+    def values(self, index: Any, dtype: np.dtype) -> NDArray:
+        return self._evaluate(index, dtype, 1)
+
+    def power(self, index: Any, dtype: np.dtype) -> NDArray:
+        v = self._evaluate(index, dtype, 1)
+        return np.multiply(v, v, out=v)
+
+    def rows(self, index: Any) -> _CTFResponse:
+        return _CTFResponse(self.ctf[index], self.shape, self.pixel_size)
+
+
+class _ShiftResponse(_Response):
+    def __init__(self, shifts: NDArray, shape: tuple[int, int]) -> None:
+        self.shifts, self.shape = shifts, shape
+
+    def values(self, index: Any, dtype: np.dtype) -> NDArray:
+        t = self.shifts[index]
+        wx, wy = 2 * np.pi * np.fft.rfftfreq(self.shape[1]), 2 * np.pi * np.fft.fftfreq(self.shape[0])
+        out = np.exp(-1j * wy * t[:, 1:])[:, :, None] * np.exp(-1j * wx * t[:, :1])[:, None, :]
+        return _hermitian(out.astype(np.result_type(dtype, np.complex64)), self.shape)
+
+    def rows(self, index: Any) -> _ShiftResponse:
+        return _ShiftResponse(self.shifts[index], self.shape)
+
+
+class _ArrayResponse(_Response):
+    def __init__(self, array: NDArray) -> None:
+        self.array = array
+
+    def values(self, index: Any, dtype: np.dtype) -> NDArray:
+        return self.array if len(self.array) == 1 else self.array[index]
+
+    def rows(self, index: Any) -> _ArrayResponse:
+        return self if len(self.array) == 1 else _ArrayResponse(self.array[index])
+
+
+class _PowerResponse(_Response):
+    def __init__(self, inner: _Response) -> None:
+        self.inner = inner
+
+    def values(self, index: Any, dtype: np.dtype) -> NDArray:
+        return self.inner.power(index, dtype)
+
+    def rows(self, index: Any) -> _PowerResponse:
+        return _PowerResponse(self.inner.rows(index))
+
+
+class _ProductResponse(_Response):
+    def __init__(self, first: _Response, second: _Response) -> None:
+        self.first, self.second = first, second
+
+    def values(self, index: Any, dtype: np.dtype) -> NDArray:
+        return self.first.values(index, dtype) * self.second.values(index, dtype)
+
+    def rows(self, index: Any) -> _ProductResponse:
+        return _ProductResponse(self.first.rows(index), self.second.rows(index))
+
+
+def _hermitian(values: NDArray, shape: tuple[int, int]) -> NDArray:
+    """On the columns that ``irfft2`` takes as self-conjugate, the part of the response that it uses.
+
+    A response like an astigmatic CTF or a shift differs between the two Nyquist frequencies +pi and -pi that
+    the half spectrum stores once; averaging them here keeps the gram of a filter equal to its product.
+    """
+    columns = [0] + ([shape[1] // 2] if shape[1] % 2 == 0 else [])
+    mirror = (-np.arange(shape[0])) % shape[0]
+    for c in columns:
+        column = values[:, :, c]
+        values[:, :, c] = 0.5 * (column + np.conj(column[:, mirror]))
+    return values
+
+
+def _image_shape(shape: int | Sequence[int]) -> tuple[int, int]:
+    if isinstance(shape, (int, np.integer)):
+        return (int(shape), int(shape))
+    height, width = shape
+    return (int(height), int(width))
+
+
+class Circulant(LinOp):
+    """Periodic convolution, given by its eigenvalues on the half spectrum of ``rfftn``."""
+
+    def __init__(self, spectrum: NDArray, shape: Sequence[int], dtype: Any = np.float32) -> None:
+        super().__init__(shape, shape, dtype)
+        half = (*self.ishape[:-1], self.ishape[-1] // 2 + 1)
+        try:
+            fits = np.broadcast_shapes(spectrum.shape, half) == half
+        except ValueError:
+            fits = False
+        if not fits:
+            raise ValueError(f"the spectrum of a {self.ishape} convolution has shape {half}, got {spectrum.shape}")
+        kind = np.result_type(self.dtype, np.complex64) if np.iscomplexobj(spectrum) else self.dtype
+        self._spectrum = spectrum.astype(kind)
+
+    @property
+    def spectrum(self) -> NDArray:
+        return self._spectrum
+
+    def _product(self, x: NDArray, spectrum: NDArray) -> NDArray:
+        lib = fft(x)
+        transform = lib.rfftn(x)
+        transform *= spectrum
+        return lib.irfftn(transform, s=self.ishape)
+
+    def _apply(self, x: NDArray) -> NDArray:
+        return self._product(x, self._spectrum)
+
+    def _adjoint(self, y: NDArray) -> NDArray:
+        return self._product(y, self._spectrum.conj())
+
+    def gram(self, W: LinOp | None = None) -> LinOp:
+        if W is None:
+            return Circulant((self._spectrum.conj() * self._spectrum).real, self.ishape, self.dtype)
+        return super().gram(W)
+
+
+class Toeplitz(LinOp):
+    """Convolution of a volume with a kernel on all its lags: ``(T x)[k] = sum_l r[k - l] x[l]``.
+
+    Parameters
+    ----------
+    kernel : ndarray, (2 nz - 1, 2 ny - 1, 2 nx - 1)
+        ``r`` at lags ``-(n-1) .. n-1``; must be even, ``r[-k] = r[k]`` (the operator is symmetric).
+
+    Notes
+    -----
+    Applied by zero-padding to at least ``2 n - 1``, axis by axis, with the transforms pruned where the input is
+    known to be zero and the output is not needed; the padded spectrum is never held whole in complex form.
+    The padded operator ``circulant`` may have slightly negative eigenvalues although the kernel has none
+    (about -1 % of the largest; `math` of any embedding of a truncated kernel).
+    """
+
+    _SLAB = 16  # rows of the padded y axis that are transformed along z at a time
+
+    def __init__(self, kernel: NDArray, dtype: Any = np.float32) -> None:
+        shape = tuple((n + 1) // 2 for n in kernel.shape)
+        if len(shape) != 3 or any(n % 2 == 0 for n in kernel.shape):
+            raise ValueError(f"a kernel holds lags -(n-1)..n-1 on three axes, got shape {kernel.shape}")
+        super().__init__(shape, shape, dtype)
+        worst = float(np.abs(kernel - kernel[::-1, ::-1, ::-1]).max())
+        if worst > 1e-3 * float(np.abs(kernel).max()):
+            raise ValueError(f"the kernel is not even: r[k] and r[-k] differ by up to {worst:.3g}")
+        lib = fft(kernel)
+        self._padded = tuple(lib.next_fast_len(n, True) for n in kernel.shape)
+        embedded = np.zeros(self._padded, np.result_type(kernel.dtype, self.dtype))
+        embedded[tuple(slice(0, n) for n in kernel.shape)] = kernel
+        embedded = np.roll(embedded, [-(n - 1) for n in shape], axis=(0, 1, 2))
+        self._spectrum = lib.rfftn(embedded).real.astype(self.dtype)
+
+    @property
+    def pad(self) -> ZeroPad:
+        """The embedding: ``T = pad.H @ circulant @ pad``."""
+        return ZeroPad(self.ishape, self._padded, self.dtype)
+
+    @property
+    def circulant(self) -> Circulant:
+        """The periodic convolution on the padded grid."""
+        return Circulant(self._spectrum, self._padded, self.dtype)
+
+    @property
+    def kernel(self) -> NDArray:
+        """``r`` on lags ``-(n-1) .. n-1``."""
+        r = fft(self._spectrum).irfftn(self._spectrum.astype(np.result_type(self.dtype, np.complex64)), s=self._padded)
+        r = np.roll(r, [n - 1 for n in self.ishape], axis=(0, 1, 2))
+        return r[tuple(slice(0, 2 * n - 1) for n in self.ishape)]
+
+    def _apply(self, x: NDArray) -> NDArray:
+        lib, xp = fft(x), array_module(x)
+        nz, ny, nx = self.ishape
+        lz, ly, lx = self._padded
+        rows = lib.fft(lib.rfft(x, lx, axis=2), ly, axis=1)
+        for y in range(0, ly, self._SLAB):
+            part = slice(y, y + self._SLAB)
+            pencil = lib.fft(rows[:, part], lz, axis=0)
+            pencil *= self._spectrum[:, part]
+            rows[:, part] = lib.ifft(pencil, axis=0, overwrite_x=True)[:nz]
+        rows = lib.ifft(rows, axis=1, overwrite_x=True)[:, :ny]
+        return xp.ascontiguousarray(lib.irfft(rows, lx, axis=2)[:, :, :nx])
+
+    _adjoint = _apply
+
+    def __add__(self, other: Any) -> LinOp:
+        if isinstance(other, Toeplitz) and other.ishape == self.ishape and other.dtype == self.dtype:
+            return self._with(self._spectrum + other._spectrum)
+        return super().__add__(other)
+
+    def __mul__(self, factor: Any) -> LinOp:
+        if np.ndim(factor) == 0 and not isinstance(factor, LinOp):
+            return self._with(self.dtype.type(factor) * self._spectrum)
+        return NotImplemented
+
+    __rmul__ = __mul__
+
+    def _with(self, spectrum: NDArray) -> Toeplitz:
+        out = copy.copy(self)
+        out._spectrum = spectrum
+        return out
+
+    def nearest_circulant(self) -> NDArray:
+        """T. Chan's optimal circulant: the closest periodic convolution in the Frobenius norm, never negative
+        where the Toeplitz operator is not."""
+        r = self.kernel.astype(np.float64)
+        for axis, n in enumerate(self.ishape):
+            lag = np.arange(-(n - 1), n)
+            shape = (-1,) + (1,) * (2 - axis)
+            r = r * (1.0 - np.abs(lag) / n).reshape(shape)
+            # fold lag k and lag k - n onto one place of a period
+            head = np.take(r, range(n - 1, 2 * n - 1), axis=axis)
+            tail = np.take(r, range(0, n - 1), axis=axis)
+            head[(slice(None),) * axis + (slice(1, None),)] += tail
+            r = head
+        return fft(r).rfftn(r).real.astype(self.dtype)

@@ -1,0 +1,89 @@
+"""Conjugate gradients, and the preconditioner that makes few of them enough."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from itertools import count
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..backend import inner, norm
+from ..operators import Circulant, LinOp
+from .driver import State
+
+__all__ = ["cg", "circulant_preconditioner"]
+
+
+def cg(
+    Q: LinOp,
+    b: NDArray,
+    x0: NDArray | None = None,
+    *,
+    M: Callable[[NDArray], NDArray] | None = None,
+    state: State | None = None,
+) -> Iterator[State]:
+    """Solve ``Q x = b`` for a symmetric positive (semi-)definite ``Q``, one iteration per state.
+
+    Parameters
+    ----------
+    Q : LinOp
+    b : ndarray
+    x0 : ndarray, optional
+        Start; default zero.
+    M : callable, optional
+        Preconditioner, close to the inverse of ``Q``; symmetric and positive.
+    state : State, optional
+        Go on from the state of an earlier run, to the same result as an unbroken one.
+
+    Yields
+    ------
+    State
+        ``info["residual"]`` is ``||b - Q x|| / ||b||``, ``info["objective"]`` is ``x'Qx/2 - b'x``. Ends when the
+        residual is zero, or the curvature is not positive.
+    """
+    if state is None:
+        x = np.zeros_like(b) if x0 is None else x0.astype(b.dtype, copy=True)
+        r = b - Q.apply(x) if x0 is not None else b.copy()
+        z = r if M is None else M(r)
+        p = z.copy()
+        rz = inner(r, z)
+        start = 1
+    else:
+        x = state.x.copy()
+        r, p, rz = state.memory["r"].copy(), state.memory["p"].copy(), state.memory["rz"]
+        start = state.iteration + 1
+    size = norm(b) or 1.0
+    for k in count(start):
+        if rz == 0:
+            if k == start:  # already solved: say so once
+                yield State(k, x, _figures(x, b, r, size))
+            return
+        q = Q.apply(p)
+        curvature = inner(p, q)
+        if curvature <= 0:
+            return
+        a = rz / curvature
+        scale = b.dtype.type(a)
+        x += scale * p
+        r -= scale * q
+        z = r if M is None else M(r)
+        new = inner(r, z)
+        p *= b.dtype.type(new / rz)
+        p += z
+        rz = new
+        yield State(k, x, _figures(x, b, r, size), {"r": r, "p": p, "rz": rz})
+
+
+def _figures(x: NDArray, b: NDArray, r: NDArray, size: float) -> dict[str, float]:
+    # x'Qx/2 - b'x with Q x = b - r
+    return {"objective": -0.5 * (inner(x, b) + inner(x, r)), "residual": norm(r) / size}
+
+
+def circulant_preconditioner(Q: LinOp, *, floor: float = 1e-3) -> LinOp:
+    """The inverse of the periodic convolution nearest to ``Q``, its eigenvalues kept above ``floor`` x the largest."""
+    spectrum = Q.nearest_circulant()
+    if spectrum is None:
+        raise ValueError(f"{Q!r} has no nearest circulant: solve without preconditioner (M=None)")
+    spectrum = np.asarray(spectrum, np.float64)
+    return Circulant(1.0 / np.maximum(spectrum, floor * spectrum.max()), Q.ishape, Q.dtype)

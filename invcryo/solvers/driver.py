@@ -1,0 +1,234 @@
+"""The one driver of all iterative methods: progress, stopping, history, interruption."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from numpy.typing import NDArray
+
+__all__ = [
+    "NonFiniteError",
+    "Result",
+    "State",
+    "any_of",
+    "max_seconds",
+    "relative_change",
+    "residual_below",
+    "run",
+]
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class State:
+    """What a solver yields after each iteration.
+
+    Attributes
+    ----------
+    iteration : int
+        Counted from 1, and on through a resumed run.
+    x : ndarray
+        The iterate. A live view: copy it to keep it.
+    info : dict of str to float
+        Figures of this iteration, e.g. ``objective``, ``residual``.
+    memory : dict
+        What the solver needs besides ``x`` to go on from here.
+    """
+
+    iteration: int
+    x: NDArray
+    info: dict[str, float]
+    memory: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Result:
+    """What `run` returns.
+
+    Attributes
+    ----------
+    x : ndarray
+        The last iterate.
+    stopped_by : str
+        "max_iter", "interrupt", "callback", "solver" (nothing left to do), or the name of the stopping rule.
+    history : dict of str to list
+        ``iteration``, ``seconds`` and every figure of ``State.info``.
+    state : State
+        Hand it to the solver as ``state=`` to go on.
+    seconds : float
+    """
+
+    x: NDArray
+    stopped_by: str
+    history: dict[str, list[float]]
+    state: State
+    seconds: float
+
+    @property
+    def converged(self) -> bool:
+        """Whether a stopping rule, or the solver itself, ended the run."""
+        return self.stopped_by not in ("max_iter", "interrupt", "callback")
+
+
+class NonFiniteError(ArithmeticError):
+    """An iteration gave NaN or infinity; ``result`` holds the last finite state."""
+
+    def __init__(self, message: str, result: Result | None) -> None:
+        super().__init__(message)
+        self.result = result
+
+
+StopRule = Callable[[State], bool]
+
+
+def run(
+    states: Iterator[State],
+    max_iter: int,
+    *,
+    stop: StopRule | None = None,
+    callback: Callable[[State], None] | None = None,
+    label: str = "iterations",
+    progress: bool | None = None,
+) -> Result:
+    """Drive a solver until it ends, a rule holds, or ``max_iter`` iterations are done.
+
+    Parameters
+    ----------
+    states : iterator of State
+        A solver: ``admm(cost, ...)``, ``cg(Q, b)``, or any generator of states.
+    max_iter : int
+        Iterations of this call. Reaching it with a ``stop`` rule that never held is a warning.
+    stop : callable, optional
+        ``stop(state) -> bool``: see `residual_below`, `relative_change`, `max_seconds`, `any_of`.
+    callback : callable, optional
+        Called with each state; may raise StopIteration to end the run.
+    progress : bool, optional
+        Show a bar; default: only on a terminal.
+
+    Returns
+    -------
+    Result
+        Ctrl-C ends the run and returns what has been reached, with ``stopped_by == "interrupt"``.
+
+    Raises
+    ------
+    NonFiniteError
+        Where an iteration gives NaN or infinity; it carries the last finite state.
+    """
+    if max_iter < 1:
+        raise ValueError(f"max_iter must be at least 1, got {max_iter}")
+    from tqdm import tqdm
+
+    history: dict[str, list[float]] = {"iteration": [], "seconds": []}
+    good: State | None = None
+    reason = "solver"
+    start = time.perf_counter()
+
+    def result() -> Result:
+        if good is None:
+            raise RuntimeError("the solver ended before its first iteration")
+        return Result(good.x, reason, history, good, time.perf_counter() - start)
+
+    with tqdm(total=max_iter, desc=label, disable=None if progress is None else not progress, leave=False) as bar:
+        try:
+            for count, state in enumerate(states, start=1):
+                if not all(math.isfinite(v) for v in state.info.values()):
+                    figures = ", ".join(f"{k} = {v:g}" for k, v in state.info.items())
+                    reason = "non-finite"
+                    raise NonFiniteError(
+                        f"iteration {state.iteration} gave {figures}: a step size or penalty is too large, or the"
+                        " input holds NaN; the last finite state is in the error's `result`",
+                        result() if good is not None else None,
+                    )
+                good = State(state.iteration, state.x.copy(), dict(state.info), state.memory)
+                history["iteration"].append(state.iteration)
+                history["seconds"].append(time.perf_counter() - start)
+                for key, value in state.info.items():
+                    history.setdefault(key, []).append(value)
+                bar.update()
+                bar.set_postfix({k: f"{v:.3g}" for k, v in state.info.items()}, refresh=False)
+                if callback is not None:
+                    callback(state)
+                if stop is not None and stop(state):
+                    reason = getattr(stop, "reason", None) or getattr(stop, "__name__", "stop")
+                    break
+                if count >= max_iter:
+                    reason = "max_iter"
+                    break
+        except StopIteration:
+            reason = "callback"
+        except KeyboardInterrupt:
+            if good is None:
+                raise
+            reason = "interrupt"
+            log.warning("interrupted at iteration %d: the state reached so far is returned", good.iteration)
+    if reason == "max_iter" and stop is not None:
+        warnings.warn(
+            f"{label}: stopped at max_iter = {max_iter} before the stopping rule held; raise max_iter, or resume"
+            " with state=result.state",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+    return result()
+
+
+class _Rule:
+    """A stopping rule that can say its name, and which part of it held."""
+
+    def __init__(self, name: str, test: Callable[[State], str | None]) -> None:
+        self.__name__, self._test = name, test
+        self.reason: str | None = None
+
+    def __call__(self, state: State) -> bool:
+        self.reason = self._test(state)
+        return self.reason is not None
+
+
+def residual_below(tolerance: float, *keys: str) -> StopRule:
+    """Stop when each of the named figures (default "residual") is at most ``tolerance``."""
+    names = keys or ("residual",)
+
+    def test(state: State) -> str | None:
+        return f"residual_below({tolerance:g})" if all(state.info[k] <= tolerance for k in names) else None
+
+    return _Rule("residual_below", test)
+
+
+def relative_change(tolerance: float, key: str = "objective") -> StopRule:
+    """Stop when a figure changed by at most ``tolerance`` of its size since the last iteration."""
+    last: list[float] = []
+
+    def test(state: State) -> str | None:
+        value = state.info[key]
+        done = bool(last) and abs(value - last[-1]) <= tolerance * max(abs(value), abs(last[-1]), 1e-300)
+        last[:] = [value]
+        return f"relative_change({tolerance:g})" if done else None
+
+    return _Rule("relative_change", test)
+
+
+def max_seconds(seconds: float) -> StopRule:
+    """Stop once this much time has passed since the rule was made."""
+    start = time.perf_counter()
+
+    def test(state: State) -> str | None:
+        return f"max_seconds({seconds:g})" if time.perf_counter() - start >= seconds else None
+
+    return _Rule("max_seconds", test)
+
+
+def any_of(*rules: StopRule) -> StopRule:
+    """Stop when one of the rules holds; each sees every state."""
+
+    def test(state: State) -> str | None:
+        held = [rule for rule in rules if rule(state)]
+        return (getattr(held[0], "reason", None) or getattr(held[0], "__name__", "stop")) if held else None
+
+    return _Rule("any_of", test)
