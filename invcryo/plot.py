@@ -1,0 +1,368 @@
+"""Figures. Every function returns the matplotlib Axes it drew on (an array of them when it drew several).
+
+Matplotlib is imported when a function is called, never shown, and without ``pyplot``: figures made here
+belong to no global state and need no display. Pass ``ax`` to draw into a figure of your own.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from .ctf import CTF
+    from .data import Poses
+    from .metrics.fsc import FSC
+
+__all__ = [
+    "convergence",
+    "ctf_curve",
+    "fsc_curves",
+    "orientations",
+    "projections",
+    "save",
+    "slices",
+]
+
+#: Okabe and Ito's colours, told apart by colour-blind readers, with a dash pattern as a second sign.
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+_DASHES: tuple[Any, ...] = ("-", (0, (6, 2)), (0, (2, 1.5)), (0, (6, 2, 1.5, 2)))
+_GREY = "0.45"
+
+
+def fsc_curves(
+    curves: Mapping[str, FSC], thresholds: Sequence[float | str] = (0.143, 0.5), ax: Axes | None = None
+) -> Axes:
+    """FSC curves over frequency, with angstrom on the axis above and the resolutions in the legend.
+
+    Parameters
+    ----------
+    curves : mapping of str to FSC
+        Labels and curves.
+    thresholds : sequence of float or "half-bit"
+        Drawn in grey (the half-bit curve is that of the first FSC). The legend gives the resolution of every
+        curve at each; ``≤`` marks a curve that never falls below it, which says only that Nyquist is reached.
+    """
+    if not curves:
+        raise ValueError("no FSC curves to draw")
+    ax = ax if ax is not None else _axes((6.4, 4.6))
+    _open_frame(ax)
+    last = max(curve.frequency[-1] for curve in curves.values())
+    for i, (label, curve) in enumerate(curves.items()):
+        text = ", ".join(_resolution_text(curve, threshold) for threshold in thresholds)
+        ax.plot(
+            curve.frequency[1:],
+            curve.correlation[1:],
+            label=f"{label}: {text}" if text else label,
+            **_style(i),
+        )
+    first = next(iter(curves.values()))
+    limits = sorted(((str(t), first.threshold(t)) for t in thresholds), key=lambda item: item[1][-1])
+    label_height = -np.inf
+    for name, values in limits:
+        ax.plot(first.frequency[1:], np.minimum(values[1:], 1.0), color=_GREY, lw=0.9, ls=":", zorder=1)
+        label_height = max(values[-1], label_height + 0.05)  # labels of close thresholds move apart
+        ax.annotate(
+            name,
+            (1.0, label_height),
+            xycoords=("axes fraction", "data"),
+            xytext=(4, 0),
+            textcoords="offset points",
+            color=_GREY,
+            fontsize=8,
+            va="center",
+        )
+    ax.axhline(0, color="0.8", lw=0.8, zorder=0)
+    lowest = min(float(curve.correlation[1:].min()) for curve in curves.values())
+    ax.set(xlim=(0, last), ylim=(min(-0.08, lowest - 0.03), 1.04))
+    ax.set(xlabel="spatial frequency (1/Å)", ylabel="Fourier shell correlation")
+    _resolution_axis(ax)
+    # below the axes, where no curve can hide it
+    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), frameon=False, fontsize=9)
+    return ax
+
+
+def slices(
+    volume: ArrayLike,
+    *,
+    pixel_size: float,
+    title: str | None = None,
+    contrast: tuple[float, float] | None = None,
+    scale_bar: float | None = None,
+    axes: Sequence[Axes] | None = None,
+) -> NDArray:
+    """The three central slices of a volume, through index ``n // 2``, on one grey scale, with scale bars.
+
+    Parameters
+    ----------
+    volume : array_like, (nz, ny, nx)
+    pixel_size : float
+        Angstrom per voxel.
+    contrast : pair of float, optional
+        Values shown black and white; the 0.5 and 99.5 percentiles of the three slices by default.
+    scale_bar : float, optional
+        Length in angstrom; a round length of about a quarter of the box by default.
+    axes : three Axes, optional
+
+    Returns
+    -------
+    ndarray of Axes, (3,)
+    """
+    volume = np.asarray(volume)
+    if volume.ndim != 3:
+        raise ValueError(f"slices needs a volume of three axes (z, y, x), got shape {volume.shape}")
+    nz, ny, nx = volume.shape
+    cuts = [
+        ("xy", volume[nz // 2], "x", "y"),
+        ("xz", volume[:, ny // 2], "x", "z"),
+        ("yz", volume[:, :, nx // 2], "y", "z"),
+    ]
+    if contrast is None:
+        low, high = np.percentile(np.concatenate([cut.ravel() for _, cut, _, _ in cuts]), (0.5, 99.5))
+        contrast = (float(low), float(high))
+    length = scale_bar if scale_bar is not None else _round_length(0.3 * min(nx, ny) * pixel_size)
+    if axes is None:
+        widths = (nx, nx, ny)  # one scale for the three
+        height = 0.7 + 8.4 * max(ny, nz) / sum(widths)
+        panels = _panels(1, 3, (9.0, height), width_ratios=widths).ravel()
+    else:
+        panels = np.asarray(axes, dtype=object).ravel()
+    if len(panels) != 3:
+        raise ValueError(f"slices draws on three axes, got {len(panels)}")
+    for ax, (name, cut, right, up) in zip(panels, cuts, strict=True):
+        ax.imshow(
+            cut, cmap="gray", vmin=contrast[0], vmax=contrast[1], origin="lower", interpolation="nearest"
+        )
+        ax.set(xticks=[], yticks=[], xlabel=f"{right} →", ylabel=f"{up} →")
+        ax.set_title(f"{name} slice", fontsize=10)
+        _scale_bar(ax, length / pixel_size, f"{length:g} Å")
+    if title is not None:
+        panels[0].figure.suptitle(title)
+    return panels
+
+
+def convergence(
+    history: Mapping[str, Sequence[float]], keys: Sequence[str] | None = None, ax: Axes | None = None
+) -> Axes:
+    """Values of a solver's history over iterations, on a logarithmic scale where all of them are positive.
+
+    Parameters
+    ----------
+    history : mapping of str to sequence of float
+        One value per iteration under each name.
+    keys : sequence of str, optional
+        Which names to draw; all by default.
+    """
+    from matplotlib.ticker import MaxNLocator
+
+    keys = list(history) if keys is None else list(keys)
+    missing = [key for key in keys if key not in history]
+    if missing or not keys:
+        raise ValueError(f"history has no {missing or 'entries'}; it holds {list(history)}")
+    ax = ax if ax is not None else _axes((6.4, 4.0))
+    _open_frame(ax)
+    positive = True
+    for i, key in enumerate(keys):
+        values = np.asarray(history[key], dtype=float)
+        positive = positive and bool((values > 0).all())
+        marker = "o" if len(values) <= 30 else None
+        ax.plot(np.arange(1, len(values) + 1), values, label=key, marker=marker, markersize=3.5, **_style(i))
+    if positive:
+        ax.set_yscale("log")
+    ax.set_xlabel("iteration")
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    if len(keys) == 1:
+        ax.set_ylabel(keys[0])
+    else:
+        ax.legend(frameon=False, fontsize=9)
+    return ax
+
+
+def projections(
+    images: Any, n: int = 16, *, columns: int | None = None, labels: Sequence[str] | None = None
+) -> NDArray:
+    """A montage of the first ``n`` images, each on its own grey scale (1st to 99th percentile).
+
+    Parameters
+    ----------
+    images : array-like, (count, height, width)
+        May be lazy: only the first ``n`` are read.
+    columns : int, optional
+        Of the montage; about as many as rows by default.
+    labels : sequence of str, optional
+        Written above the images; their numbers by default.
+
+    Returns
+    -------
+    ndarray of Axes, one per image
+    """
+    if len(images.shape) != 3:
+        raise ValueError(f"projections needs images of shape (count, height, width), got {images.shape}")
+    shown = np.asarray(images[: min(n, images.shape[0])], dtype=float)
+    if len(shown) == 0:
+        raise ValueError("no images to draw")
+    columns = columns if columns is not None else int(np.ceil(np.sqrt(len(shown))))
+    columns = min(columns, len(shown))
+    rows = -(-len(shown) // columns)
+    aspect = shown.shape[1] / shown.shape[2]
+    grid = _panels(rows, columns, (1.6 * columns, (1.6 * aspect + 0.22) * rows)).ravel()
+    for i, ax in enumerate(grid):
+        if i >= len(shown):
+            ax.remove()
+            continue
+        low, high = np.percentile(shown[i], (1, 99))
+        ax.imshow(shown[i], cmap="gray", vmin=low, vmax=high, origin="lower", interpolation="nearest")
+        ax.set(xticks=[], yticks=[])
+        ax.set_title(labels[i] if labels is not None else f"{i}", fontsize=8, pad=2)
+    return grid[: len(shown)]
+
+
+def orientations(poses: Poses, *, bins: int = 24, ax: Axes | None = None) -> Axes:
+    """Viewing directions: number of views over rot and cos(tilt), in bins of equal solid angle.
+
+    Equal spacing in cos(tilt) is equal area on the sphere, so uniform views give a flat picture; the axis is
+    marked in degrees of tilt.
+
+    Parameters
+    ----------
+    poses : Poses
+    bins : int
+        Along rot; half as many along tilt.
+    """
+    rot, tilt, _ = poses.euler_deg()
+    ax = ax if ax is not None else _axes((6.4, 3.8))
+    rows = max(1, bins // 2)
+    counts, rot_edges, height_edges = np.histogram2d(
+        rot, np.cos(np.deg2rad(tilt)), bins=(bins, rows), range=((-180, 180), (-1, 1))
+    )
+    mesh = ax.pcolormesh(rot_edges, height_edges, counts.T, cmap="viridis", vmin=0, rasterized=True)
+    bar = ax.figure.colorbar(mesh, ax=ax, pad=0.02)
+    bar.set_label(f"views per bin (mean {len(poses) / (bins * rows):.3g})")
+    ticks = np.array([0, 30, 60, 90, 120, 150, 180])
+    ax.set_yticks(np.cos(np.deg2rad(ticks)), [f"{t}" for t in ticks])
+    ax.set(xticks=range(-180, 181, 60), xlabel="rot (degrees)", ylabel="tilt (degrees, equal area)")
+    ax.set_ylim(-1, 1)  # tilt 0, the pole of the z axis, on top
+    return ax
+
+
+def ctf_curve(
+    ctf: CTF, *, pixel_size: float, index: int = 0, size: int = 1024, ax: Axes | None = None
+) -> Axes:
+    """The CTF of one particle from 0 to Nyquist along its two principal axes (one curve without astigmatism).
+
+    Parameters
+    ----------
+    ctf : CTF
+    pixel_size : float
+        Angstrom; sets Nyquist.
+    index : int
+        Which particle.
+    size : int
+        Samples of the curve.
+    """
+    one = ctf[[index]]
+    ax = ax if ax is not None else _axes((6.4, 4.0))
+    _open_frame(ax)
+    s = np.linspace(0, 0.5 / pixel_size, size)
+    u, v = float(one.defocus_u_angstrom[0]), float(one.defocus_v_angstrom[0])
+    angle = float(one.defocus_angle[0])
+    directions = [(u, angle)] if u == v else [(u, angle), (v, angle + np.pi / 2)]
+    for i, (defocus, direction) in enumerate(directions):
+        values = one(s * np.cos(direction), s * np.sin(direction))[0]
+        ax.plot(s, values, label=f"defocus {defocus * 1e-4:.3f} µm", **_style(i))
+    ax.axhline(0, color="0.8", lw=0.8, zorder=0)
+    ax.set(xlim=(0, s[-1]), xlabel="spatial frequency (1/Å)", ylabel="CTF")
+    _resolution_axis(ax)
+    ax.legend(frameon=False, fontsize=9, loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=2)
+    return ax
+
+
+def save(ax: Any, path: str | os.PathLike[str], *, dpi: float = 150) -> None:
+    """Write the figure of ``ax`` (Axes, or an array of them) to ``path``, whole or not at all."""
+    from .io.atomic import atomic_path
+
+    figure = np.asarray(ax, dtype=object).ravel()[0].figure
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=dpi, bbox_inches="tight")
+
+
+def _figure(size: tuple[float, float]) -> Any:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=size, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _axes(size: tuple[float, float]) -> Any:
+    return _figure(size).subplots()
+
+
+def _panels(rows: int, columns: int, size: tuple[float, float], **options: Any) -> NDArray:
+    return _figure(size).subplots(rows, columns, squeeze=False, **options)
+
+
+def _style(i: int) -> dict[str, Any]:
+    return {"color": _COLOURS[i % len(_COLOURS)], "ls": _DASHES[i % len(_DASHES)], "lw": 1.6}
+
+
+def _open_frame(ax: Any) -> None:
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.grid(True, color="0.93", lw=0.8)
+    ax.set_axisbelow(True)
+
+
+def _resolution_text(curve: FSC, threshold: float | str) -> str:
+    resolution = curve.resolution(threshold)
+    sign = "≤" if curve.beyond_nyquist(threshold) else ""
+    value = f"{sign}{resolution:.3g} Å" if np.isfinite(resolution) else "none"
+    return f"{value} at {threshold}"
+
+
+def _resolution_axis(ax: Any) -> None:
+    """An upper axis in angstrom for a lower one in 1/angstrom that starts at 0."""
+    last = ax.get_xlim()[1]
+    candidates = [m * 10**e for e in range(-1, 4) for m in (1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8)]
+    chosen: list[float] = []
+    for value in sorted(candidates, reverse=True):
+        # at least a tenth of the axis apart, so that labels never touch
+        position = 1 / value
+        if position <= last * 1.0001 and position - (1 / chosen[-1] if chosen else 0.0) >= 0.1 * last:
+            chosen.append(value)
+    top = ax.secondary_xaxis("top")
+    top.set_ticks([1 / v for v in chosen], [f"{v:g}" for v in chosen])
+    top.set_xlabel("resolution (Å)")
+    top.spines["top"].set_visible(True)
+
+
+def _round_length(length: float) -> float:
+    """The largest of 1, 2, 5 times a power of ten that is not above ``length``."""
+    power = 10 ** np.floor(np.log10(length))
+    return float(max(m * power for m in (1, 2, 5) if m * power <= length * (1 + 1e-9)))
+
+
+def _scale_bar(ax: Any, pixels: float, label: str) -> None:
+    from matplotlib.patches import Rectangle
+
+    left, right = ax.get_xlim()
+    bottom, top = ax.get_ylim()
+    x, y = left + 0.05 * (right - left), bottom + 0.05 * (top - bottom)
+    ax.add_patch(
+        Rectangle((x, y), pixels, 0.015 * (top - bottom), facecolor="white", edgecolor="black", lw=0.5)
+    )
+    ax.annotate(
+        label,
+        (x + pixels / 2, y + 0.03 * (top - bottom)),
+        color="white",
+        ha="center",
+        va="bottom",
+        fontsize=9,
+        bbox={"boxstyle": "round,pad=0.15", "facecolor": "black", "alpha": 0.5, "edgecolor": "none"},
+    )
