@@ -1,0 +1,26 @@
+"""Files: maps and stacks (MRC), tables (STAR), particle sets (RELION)."""
+
+from .atomic import atomic_open, atomic_path
+from .mrc import Map, Stack, StackWriter, header_info, open_stack, read_map, write_map, write_stack
+from .particles import StackImages, describe, read_particles, write_particles
+from .star import StarBlock, read_star, write_star
+
+__all__ = [
+    "Map",
+    "Stack",
+    "StackImages",
+    "StackWriter",
+    "StarBlock",
+    "atomic_open",
+    "atomic_path",
+    "describe",
+    "header_info",
+    "open_stack",
+    "read_map",
+    "read_particles",
+    "read_star",
+    "write_map",
+    "write_particles",
+    "write_stack",
+    "write_star",
+]
