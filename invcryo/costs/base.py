@@ -51,6 +51,11 @@ class Cost:
         """
         return None
 
+    @property
+    def domain(self) -> tuple[tuple[int, ...], np.dtype] | None:
+        """Shape and dtype of the argument, where the cost knows them."""
+        return None
+
     def terms(self) -> list[Term]:
         """The cost as a flat sum."""
         return [Term(1.0, self, None)]
@@ -93,6 +98,10 @@ class SumOfCosts(Cost):
             total = q if total is None else total.plus(q)
         return total
 
+    @property
+    def domain(self) -> tuple[tuple[int, ...], np.dtype] | None:
+        return next((p.domain for p in self.parts if p.domain is not None), None)
+
     def terms(self) -> list[Term]:
         return [t for p in self.parts for t in p.terms()]
 
@@ -118,6 +127,10 @@ class ScaledCost(Cost):
         q = self.cost.quadratic(shape, dtype)
         return None if q is None else Quadratic(self.factor * q.Q, self.factor * q.b, self.factor * q.c)
 
+    @property
+    def domain(self) -> tuple[tuple[int, ...], np.dtype] | None:
+        return self.cost.domain
+
     def terms(self) -> list[Term]:
         return [Term(self.factor * t.scale, t.cost, t.operator) for t in self.cost.terms()]
 
@@ -141,6 +154,10 @@ class Composed(Cost):
             return None
         weight = None if isinstance(q.Q, Identity) else q.Q
         return Quadratic(A.gram(weight), A.adjoint(q.b), q.c)
+
+    @property
+    def domain(self) -> tuple[tuple[int, ...], np.dtype] | None:
+        return self.operator.ishape, self.operator.dtype
 
     def terms(self) -> list[Term]:
         return [
@@ -187,6 +204,10 @@ class Quadratic(Cost):
 
     def quadratic(self, shape: tuple[int, ...] | None = None, dtype: Any = None) -> Quadratic:
         return self
+
+    @property
+    def domain(self) -> tuple[tuple[int, ...], np.dtype]:
+        return self.Q.ishape, self.Q.dtype
 
     def plus(self, other: Quadratic) -> Quadratic:
         """The sum, as one quadratic."""

@@ -56,6 +56,10 @@ class LeastSquares(Cost):
         if len(set(A.ishape)) > 1:  # axes of unequal length cannot be exchanged: every element is a view of its own
             self._lattice, self._turns = self._lattice[:1], point_group(symmetry)
 
+    @property
+    def domain(self) -> tuple[tuple[int, ...], np.dtype]:
+        return self.A.ishape, self.A.dtype
+
     def _batches(self) -> Iterator[tuple[Any, LinOp, LinOp | None]]:
         """(images, operator, weight) part by part; everything at once where the operator has no rows."""
         n = self.A.oshape[0]

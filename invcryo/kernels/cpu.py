@@ -174,7 +174,8 @@ def splat_adjoint(images, axes, shifts, table, radius, out):
 @njit(parallel=True, **_options)
 def difference_apply(x, periodic, out):
     nz, ny, nx = x.shape
-    for z in prange(nz):
+    for plane in prange(nz):
+        z = np.int64(plane)  # the loop index is unsigned: mixed with -1 it would become a float
         up = z + 1 if z + 1 < nz else (0 if periodic else z)
         for y in range(ny):
             back = y + 1 if y + 1 < ny else (0 if periodic else y)
@@ -193,7 +194,8 @@ def difference_apply(x, periodic, out):
 @njit(parallel=True, **_options)
 def difference_adjoint(u, periodic, out):
     nz, ny, nx = out.shape
-    for z in prange(nz):
+    for plane in prange(nz):
+        z = np.int64(plane)
         for y in range(ny):
             for i in range(nx):
                 total = u.dtype.type(0)

@@ -66,22 +66,20 @@ def admm(
         u_i    = prox_{f_i / rho_i}(L_i c - alpha_i / rho_i)
         alpha_i += rho_i (u_i - L_i c)
     """
+    if cost.domain is None:
+        raise ValueError("no term of the cost knows the shape of its argument: a data term such as LeastSquares is needed")
+    shape, dtype = cost.domain
     data: Quadratic | None = None
     splits = []
-    base = x0 if x0 is not None else (None if state is None else state.x)
-    terms = cost.terms()
-    for term in terms:
+    for term in cost.terms():
         piece = term.scale * (term.cost if term.operator is None else term.cost @ term.operator)
-        known = base.shape if base is not None else (None if data is None else data.Q.ishape)
-        dtype = base.dtype if base is not None else (None if data is None else data.Q.dtype)
-        q = piece.quadratic(known, dtype)
-        if q is not None:
-            data = q if data is None else data.plus(q)
-        else:
+        q = piece.quadratic(shape, dtype)
+        if q is None:
             splits.append(term)
+        else:
+            data = q if data is None else data.plus(q)
     if data is None:
         raise ValueError("admm needs a quadratic term, such as LeastSquares, in the cost")
-    shape, dtype = data.Q.ishape, data.Q.dtype
     rhos = [float(r) for r in (rho if isinstance(rho, Sequence) else [rho] * len(splits))]
     if len(rhos) != len(splits) or any(not r > 0 for r in rhos):
         raise ValueError(f"{len(splits)} split terms need as many positive rho, got {rho}")
