@@ -1,4 +1,4 @@
-"""What a data set is: poses, and a stack of particle images with what is known of each. Fields and slicing only."""
+"""What a data set is: poses, and particle images with what is known of each. Fields and slicing only."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from .ctf import CTF
 from .rotation import euler_from_matrix, matrix_from_euler
 
-__all__ = ["ParticleStack", "Poses"]
+__all__ = ["ParticleStack", "Poses", "kept_rows"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,7 +62,7 @@ class Poses:
     def from_euler_deg(
         cls, rot: ArrayLike, tilt: ArrayLike, psi: ArrayLike, shifts: ArrayLike | None = None
     ) -> Poses:
-        """Poses from RELION's angles in degrees and shifts in pixels (the opposite of rlnOrigin / pixel size)."""
+        """Poses from RELION's angles in degrees and shifts in pixels (minus rlnOrigin / pixel size)."""
         return cls(np.atleast_3d(matrix_from_euler(np.atleast_1d(rot), tilt, psi)), shifts)  # type: ignore[arg-type]
 
     def euler_deg(self) -> tuple[NDArray, NDArray, NDArray]:
@@ -73,7 +73,7 @@ class Poses:
         return len(self.matrices)
 
     def __getitem__(self, index: Any) -> Poses:
-        index = _rows(index)
+        index = _rows(index, len(self))
         return Poses(self.matrices[index], self.shifts[index])
 
 
@@ -138,7 +138,7 @@ class ParticleStack:
 
     def __getitem__(self, index: Any) -> ParticleStack:
         """A sub-stack; with a lazy ``images`` nothing is read."""
-        index = _rows(index)
+        index = _rows(index, len(self))
         take = getattr(self.images, "subset", None)
         return dataclasses.replace(
             self,
@@ -156,11 +156,22 @@ class ParticleStack:
         return self[self.half == 1], self[self.half == 2]
 
 
-def _rows(index: Any) -> Any:
-    """An index that keeps the first axis: slices and arrays pass, an integer becomes a slice of one."""
-    if isinstance(index, (int, np.integer)):
-        return slice(index, index + 1 or None)
+def kept_rows(index: Any, n: int) -> NDArray:
+    """Positions that an index along a first axis of length ``n`` keeps; an integer keeps one row."""
+    return np.arange(n)[_rows(index, n)]
+
+
+def _rows(index: Any, n: int) -> Any:
+    """An index that keeps the first axis: slices and positions pass, an integer becomes a slice of one."""
+    if isinstance(index, (int, np.integer)) and not isinstance(index, bool):
+        if not -n <= index < n:
+            raise IndexError(f"row {index} of {n}")
+        return slice(int(index) % n, int(index) % n + 1)
     if isinstance(index, slice):
         return index
     index = np.asarray(index)
-    return np.flatnonzero(index) if index.dtype == bool else index
+    if index.dtype != bool:
+        return index
+    if index.shape != (n,):
+        raise IndexError(f"a boolean index of shape {index.shape} for {n} rows")
+    return np.flatnonzero(index)
