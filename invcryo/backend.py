@@ -59,20 +59,17 @@ def use(*, threads: int | None = None, fft: str | None = None) -> Iterator[None]
     SciPy's engine is the default: at the sizes of this toolbox it was measured as fast as pyFFTW with
     estimated plans, and measured plans make results depend on timing.
     """
-    tokens = []
-    if threads is not None:
-        if threads < 1:
-            raise ValueError(f"threads must be at least 1, got {threads}")
-        tokens.append((_threads, _threads.set(int(threads))))
-    if fft is not None:
-        if fft not in ("scipy", "pyfftw"):
-            raise ValueError(f"unknown FFT engine {fft!r}: expected 'scipy' or 'pyfftw'")
-        tokens.append((_engine, _engine.set(fft)))
+    if threads is not None and threads < 1:
+        raise ValueError(f"threads must be at least 1, got {threads}")
+    if fft is not None and fft not in ("scipy", "pyfftw"):
+        raise ValueError(f"unknown FFT engine {fft!r}: expected 'scipy' or 'pyfftw'")
+    before = _threads.set(_threads.get() if threads is None else int(threads))
+    engine_before = _engine.set(_engine.get() if fft is None else fft)
     try:
         yield
     finally:
-        for variable, token in reversed(tokens):
-            variable.reset(token)
+        _engine.reset(engine_before)
+        _threads.reset(before)
 
 
 class _Threaded:
@@ -89,7 +86,7 @@ class _Threaded:
 
 
 def fft(x: Any) -> Any:
-    """The FFT functions for arrays like ``x``: those of ``scipy.fft``, threaded, or of ``cupyx.scipy.fft``."""
+    """The FFT functions for arrays like ``x``: ``scipy.fft`` with threads, or ``cupyx.scipy.fft``."""
     if array_module(x) is not np:
         return importlib.import_module("cupyx.scipy.fft")
     if _engine.get() == "pyfftw":
