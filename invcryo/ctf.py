@@ -89,7 +89,7 @@ class CTF:
         return CTF(*(getattr(self, f.name)[index] for f in dataclasses.fields(self)))
 
     def _terms(self) -> NDArray:
-        """The seven numbers per particle that `kernels.ctf_values` takes: the phase as a polynomial in (sx, sy)."""
+        """Seven numbers per particle for `kernels.ctf_values`: the phase as a polynomial in (sx, sy)."""
         wavelength = electron_wavelength(self.voltage_kv)
         mean = 0.5 * (self.defocus_u_angstrom + self.defocus_v_angstrom)
         half_difference = 0.5 * (self.defocus_u_angstrom - self.defocus_v_angstrom)

@@ -64,15 +64,15 @@ class Window:
         frequency of the voxels are dropped, not folded, so that the map agrees with the projections at every
         frequency that they hold. `sample` gives plain point values.
         """
-        shape = voxel_shape(coefficients.shape, shape, scale)
+        full = voxel_shape(coefficients.shape, shape, scale)
         dtype = real_dtype(coefficients.dtype)
         lib = fft(coefficients)
-        if scale == 1.0 and shape == coefficients.shape:
+        if scale == 1.0 and full == coefficients.shape:
             spectrum = lib.rfftn(coefficients)
         else:
-            spectrum = scaled_spectrum(coefficients, shape, scale)
-        spectrum *= self._transfer(shape, scale).astype(dtype)
-        return lib.irfftn(spectrum, s=shape)
+            spectrum = scaled_spectrum(coefficients, full, scale)
+        spectrum *= self._transfer(full, scale).astype(dtype)
+        return lib.irfftn(spectrum, s=full)
 
     def analyze(self, volume: NDArray, *, floor: float = 1e-3) -> NDArray:
         """Coefficients at scale 1 whose synthesis is ``volume``: division by ``phi^`` in Fourier space.
@@ -163,7 +163,9 @@ class KaiserBessel(Window):
         above = special.jv(nu, safe) * np.exp(-self.alpha) / safe**nu
         limit = np.exp(-self.alpha) / (2.0**nu * special.gamma(nu + 1))
         values = np.where(z > 1e-3, np.where(inside, below, above), limit)
-        factor = (2 * np.pi) ** 1.5 * self.radius**3 * self.alpha**self.order / special.ive(self.order, self.alpha)
+        factor = (
+            (2 * np.pi) ** 1.5 * self.radius**3 * self.alpha**self.order / special.ive(self.order, self.alpha)
+        )
         return factor * values
 
     def autocorrelation(self, r: ArrayLike) -> NDArray:
@@ -202,19 +204,19 @@ class KaiserBessel(Window):
 
         Unlike `synthesize` this folds what lies above the Nyquist frequency of the voxels.
         """
-        shape = voxel_shape(coefficients.shape, shape, scale)
+        full = voxel_shape(coefficients.shape, shape, scale)
         reach = int(np.ceil(self.radius))
         pad = [
             reach + 1 + max(0, int(np.ceil(m / 2 / scale - n / 2))) + 1
-            for n, m in zip(coefficients.shape, shape, strict=True)
+            for n, m in zip(coefficients.shape, full, strict=True)
         ]
         padded = np.pad(coefficients, [(p, p) for p in pad])
         places = []
-        for n, m, p in zip(coefficients.shape, shape, pad, strict=True):
+        for n, m, p in zip(coefficients.shape, full, pad, strict=True):
             u = (np.arange(m) - m // 2) / scale + n // 2 + p
             places.append((np.floor(u).astype(int), u - np.floor(u)))
         (iz, fz), (iy, fy), (ix, fx) = places
-        out = np.zeros(shape, coefficients.dtype)
+        out = np.zeros(full, real_dtype(coefficients.dtype))
         for dz in range(1 - reach, reach + 1):
             for dy in range(1 - reach, reach + 1):
                 for dx in range(1 - reach, reach + 1):
@@ -269,8 +271,8 @@ def voxel_shape(
 def scaled_dft(n: int, m: int, scale: float, *, half: bool, dtype: Any) -> NDArray:
     """Matrix of one axis: ``exp(-i w_a (s (k - n//2) + m//2))`` for the frequencies of ``m`` voxels, (m, n).
 
-    With it a sum over ``n`` coefficients at ``scale`` becomes a spectrum that ``irfft`` turns into ``m`` voxels;
-    for ``n = m`` and scale 1 it is the plain DFT. ``half`` keeps the frequencies of ``rfft``.
+    With it a sum over ``n`` coefficients at ``scale`` becomes a spectrum that ``irfft`` turns into ``m``
+    voxels; for ``n = m`` and scale 1 it is the plain DFT. ``half`` keeps the frequencies of ``rfft``.
     """
     w = 2 * np.pi * (np.fft.rfftfreq(m) if half else np.fft.fftfreq(m))
     phase = w[:, None] * (scale * (np.arange(n) - n // 2) + m // 2)
@@ -278,7 +280,7 @@ def scaled_dft(n: int, m: int, scale: float, *, half: bool, dtype: Any) -> NDArr
 
 
 def scaled_spectrum(x: NDArray, shape: tuple[int, ...], scale: float) -> NDArray:
-    """Half spectrum of coefficients ``x`` on the frequencies of a ``shape`` grid, one matrix product per axis."""
+    """Half spectrum of coefficients ``x`` on the frequencies of a ``shape`` grid, axis by axis."""
     for axis in (2, 1, 0):
         matrix = scaled_dft(x.shape[axis], shape[axis], scale, half=axis == 2, dtype=x.dtype)
         x = np.moveaxis(np.tensordot(matrix, x, axes=(1, axis)), 0, axis)

@@ -5,16 +5,17 @@ does not depend on the number of threads.
 """
 
 import math
+from typing import Any
 
 import numba
 import numpy as np
 from numba import njit, prange
 
-_options = {"cache": True, "nogil": True}
+_options: dict[str, Any] = {"cache": True, "nogil": True}
 
 
 def set_threads(n: int) -> None:
-    numba.set_num_threads(min(n, numba.config.NUMBA_NUM_THREADS))
+    numba.set_num_threads(min(n, numba.config.NUMBA_NUM_THREADS))  # type: ignore[attr-defined]
 
 
 @njit(parallel=True, **_options)
@@ -138,9 +139,13 @@ def splat_apply(coefficients, axes, shifts, table, radius, out):
                     x = kx - nx // 2
                     u = axes[p, 0, 0] * x + axes[p, 0, 1] * y + axes[p, 0, 2] * z + shifts[p, 0] + width // 2
                     v = axes[p, 1, 0] * x + axes[p, 1, 1] * y + axes[p, 1, 2] * z + shifts[p, 1] + height // 2
-                    for i in range(max(0, math.ceil(v - radius)), min(height - 1, math.floor(v + radius)) + 1):
+                    for i in range(
+                        max(0, math.ceil(v - radius)), min(height - 1, math.floor(v + radius)) + 1
+                    ):
                         dv = (i - v) * (i - v)
-                        for j in range(max(0, math.ceil(u - radius)), min(width - 1, math.floor(u + radius)) + 1):
+                        for j in range(
+                            max(0, math.ceil(u - radius)), min(width - 1, math.floor(u + radius)) + 1
+                        ):
                             d = dv + (j - u) * (j - u)
                             if d < r2:
                                 image[i, j] += c * _lookup(table, inverse_step, d)
@@ -162,9 +167,13 @@ def splat_adjoint(images, axes, shifts, table, radius, out):
                 for p in range(images.shape[0]):
                     u = axes[p, 0, 0] * x + axes[p, 0, 1] * y + axes[p, 0, 2] * z + shifts[p, 0] + width // 2
                     v = axes[p, 1, 0] * x + axes[p, 1, 1] * y + axes[p, 1, 2] * z + shifts[p, 1] + height // 2
-                    for i in range(max(0, math.ceil(v - radius)), min(height - 1, math.floor(v + radius)) + 1):
+                    for i in range(
+                        max(0, math.ceil(v - radius)), min(height - 1, math.floor(v + radius)) + 1
+                    ):
                         dv = (i - v) * (i - v)
-                        for j in range(max(0, math.ceil(u - radius)), min(width - 1, math.floor(u + radius)) + 1):
+                        for j in range(
+                            max(0, math.ceil(u - radius)), min(width - 1, math.floor(u + radius)) + 1
+                        ):
                             d = dv + (j - u) * (j - u)
                             if d < r2:
                                 total += images[p, i, j] * _lookup(table, inverse_step, d)

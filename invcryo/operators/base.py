@@ -8,7 +8,7 @@ themselves nor their input.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -33,8 +33,8 @@ class LinOp:
 
     Notes
     -----
-    ``A(x)``, ``A.H(y)``, ``A @ B``, ``A + B``, ``2 * A`` build new operators. SciPy's solvers take an operator as
-    it is (``scipy.sparse.linalg.cg``, ``lsqr``, ``eigsh``, ``svds``), with flat vectors.
+    ``A.H``, ``A @ B``, ``A + B``, ``2 * A`` are new operators. SciPy's solvers take an operator as it is
+    (``scipy.sparse.linalg.cg``, ``lsqr``, ``eigsh``, ``svds``), with flat vectors.
     """
 
     __array_ufunc__ = None  # so that np.float64(2) * A and array @ A reach us and not NumPy's loops
@@ -52,9 +52,13 @@ class LinOp:
     def _adjoint(self, y: NDArray) -> NDArray:
         raise NotImplementedError(f"{type(self).__name__} does not define adjoint")
 
-    def gram(self, W: LinOp | None = None) -> LinOp:
-        """``A^H W A`` (``W = None``: ``A^H A``). Structured operators return a fast equivalent."""
+    def _gram(self, W: LinOp | None) -> LinOp:
+        """``A^H W A`` for `gram`; structured operators return a fast equivalent."""
         return self.H @ self if W is None else self.H @ (W @ self)
+
+    def _as_weight(self) -> tuple[float, LinOp | None]:
+        """The operator as (factor, W), W None for the identity: `_gram` meets W in its plain form."""
+        return 1.0, self
 
     @property
     def spectrum(self) -> NDArray | None:
@@ -74,11 +78,15 @@ class LinOp:
 
     def rotated(self, matrix: NDArray) -> LinOp:
         """The operator that sees its input volume turned: views ``A_p @ matrix``."""
-        raise TypeError(f"{type(self).__name__} cannot be rotated: it does not act on a volume seen from poses")
+        raise TypeError(
+            f"{type(self).__name__} cannot be rotated: it does not act on a volume seen from poses"
+        )
 
     def resized(self, shape: Sequence[int]) -> LinOp:
         """The operator on an input volume of another shape with the same centre ``n // 2``."""
-        raise TypeError(f"{type(self).__name__} cannot be resized: it does not act on a volume seen from poses")
+        raise TypeError(
+            f"{type(self).__name__} cannot be resized: it does not act on a volume seen from poses"
+        )
 
     # -- what users call --------------------------------------------------------------------------------
 
@@ -89,6 +97,16 @@ class LinOp:
     def adjoint(self, y: NDArray) -> NDArray:
         """``A^H y``."""
         return self._adjoint(self._checked(y, self.oshape, "input of the adjoint"))
+
+    def gram(self, W: LinOp | None = None) -> LinOp:
+        """``A^H W A`` (``W = None``: ``A^H A``). Structured operators return a fast equivalent."""
+        if W is None:
+            return self._gram(None)
+        if W.ishape != self.oshape or W.oshape != self.oshape:
+            raise ValueError(f"the weight {W!r} does not fit the output of {self!r}")
+        _same_dtype(self, W)
+        factor, core = W._as_weight()
+        return self._gram(core) if factor == 1.0 else factor * self._gram(core)
 
     __call__ = apply
 
@@ -149,15 +167,20 @@ class LinOp:
 
     def matvec(self, v: NDArray) -> NDArray:
         """``A v`` for a flat vector, in the vector's own floating type."""
-        v = np.asarray(v)
-        out = self._apply(np.ascontiguousarray(v, self.dtype).reshape(self.ishape)).reshape(-1)
-        return out.astype(np.result_type(v.dtype, self.dtype), copy=False)
+        return self._flat(self._apply, v, self.ishape)
 
     def rmatvec(self, u: NDArray) -> NDArray:
         """``A^H u`` for a flat vector."""
-        u = np.asarray(u)
-        out = self._adjoint(np.ascontiguousarray(u, self.dtype).reshape(self.oshape)).reshape(-1)
-        return out.astype(np.result_type(u.dtype, self.dtype), copy=False)
+        return self._flat(self._adjoint, u, self.oshape)
+
+    def _flat(self, function: Callable[[NDArray], NDArray], v: NDArray, shape: Shape) -> NDArray:
+        v = np.asarray(v)
+        if np.iscomplexobj(v):
+            raise TypeError(f"{self!r} acts on real vectors, got {v.dtype}")
+        if v.size != math.prod(shape):
+            raise ValueError(f"{self!r}: a vector of {v.size} entries, expected {math.prod(shape)}")
+        out = function(np.ascontiguousarray(v, self.dtype).reshape(shape)).reshape(-1)
+        return out.astype(np.result_type(v.dtype, self.dtype), copy=False)
 
     # ---------------------------------------------------------------------------------------------------
 
@@ -202,7 +225,9 @@ class Compose(LinOp):
 
     def __init__(self, left: LinOp, right: LinOp) -> None:
         if left.ishape != right.oshape:
-            raise ValueError(f"cannot compose {left!r} @ {right!r}: {right.oshape} does not fit {left.ishape}")
+            raise ValueError(
+                f"cannot compose {left!r} @ {right!r}: {right.oshape} does not fit {left.ishape}"
+            )
         _same_dtype(left, right)
         super().__init__(right.ishape, left.oshape, left.dtype)
         self.left, self.right = left, right
@@ -213,7 +238,7 @@ class Compose(LinOp):
     def _adjoint(self, y: NDArray) -> NDArray:
         return self.right._adjoint(self.left._adjoint(y))
 
-    def gram(self, W: LinOp | None = None) -> LinOp:
+    def _gram(self, W: LinOp | None) -> LinOp:
         return self.right.gram(self.left.gram(W))  # (A B)^H W (A B) = B^H (A^H W A) B
 
     @property
@@ -254,6 +279,9 @@ class Sum(LinOp):
     def nearest_circulant(self) -> NDArray | None:
         return _add(self.left.nearest_circulant(), self.right.nearest_circulant())
 
+    def rows(self, index: Any) -> LinOp:
+        return self.left.rows(index) + self.right.rows(index)
+
 
 class Scaled(LinOp):
     """``factor A``."""
@@ -268,8 +296,12 @@ class Scaled(LinOp):
     def _adjoint(self, y: NDArray) -> NDArray:
         return self.factor * self.operator._adjoint(y)
 
-    def gram(self, W: LinOp | None = None) -> LinOp:
-        return Scaled(self.factor**2, self.operator.gram(W))
+    def _gram(self, W: LinOp | None) -> LinOp:
+        return self.factor**2 * self.operator.gram(W)
+
+    def _as_weight(self) -> tuple[float, LinOp | None]:
+        factor, W = self.operator._as_weight()
+        return self.factor * factor, W
 
     @property
     def spectrum(self) -> NDArray | None:
@@ -291,7 +323,7 @@ class Scaled(LinOp):
 
 
 class Stack(LinOp):
-    """``x -> (A_1 x, A_2 x, ...)``: along a new first axis, or flattened where the output shapes differ."""
+    """``x -> (A_1 x, A_2 x, ...)``: along a new first axis, or flat where the shapes of output differ."""
 
     def __init__(self, operators: Sequence[LinOp]) -> None:
         if not operators:
@@ -304,7 +336,9 @@ class Stack(LinOp):
         self.operators = tuple(operators)
         self._even = len({op.oshape for op in operators}) == 1
         size = sum(op.shape[0] for op in operators)
-        super().__init__(first.ishape, (len(operators), *first.oshape) if self._even else (size,), first.dtype)
+        super().__init__(
+            first.ishape, (len(operators), *first.oshape) if self._even else (size,), first.dtype
+        )
 
     def _apply(self, x: NDArray) -> NDArray:
         parts = [op._apply(x) for op in self.operators]
@@ -323,9 +357,9 @@ class Stack(LinOp):
             total = total + part
         return total
 
-    def gram(self, W: LinOp | None = None) -> LinOp:
+    def _gram(self, W: LinOp | None) -> LinOp:
         if W is not None:
-            return super().gram(W)
+            return super()._gram(W)
         total = self.operators[0].gram()
         for op in self.operators[1:]:
             total = total + op.gram()
@@ -339,4 +373,3 @@ def _same_dtype(a: LinOp, b: LinOp) -> None:
 
 def _add(a: NDArray | None, b: NDArray | None) -> NDArray | None:
     return None if a is None or b is None else a + b
-

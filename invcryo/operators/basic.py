@@ -9,38 +9,43 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..backend import array_module
+from ..data import kept_rows
 from .base import LinOp
 
 __all__ = ["Crop", "Diagonal", "Identity", "Mask", "ZeroPad"]
 
 
 class Identity(LinOp):
-    """``x``."""
+    """``x``, as a copy."""
 
     def __init__(self, shape: Sequence[int], dtype: Any = np.float32) -> None:
         super().__init__(shape, shape, dtype)
 
     def _apply(self, x: NDArray) -> NDArray:
-        return x
+        return x.copy()  # never the caller's own array: what is done to the output must not reach the input
 
-    _adjoint = _apply
+    def _adjoint(self, y: NDArray) -> NDArray:
+        return y.copy()
 
-    def gram(self, W: LinOp | None = None) -> LinOp:
+    def _gram(self, W: LinOp | None) -> LinOp:
         return self if W is None else W
+
+    def _as_weight(self) -> tuple[float, LinOp | None]:
+        return 1.0, None
 
     @property
     def spectrum(self) -> NDArray:
         return np.ones((1,) * len(self.ishape), self.dtype)
 
     def rows(self, index: Any) -> LinOp:
-        return Identity((len(np.arange(self.ishape[0])[index]), *self.ishape[1:]), self.dtype)
+        return Identity((len(kept_rows(index, self.ishape[0])), *self.ishape[1:]), self.dtype)
 
 
 class Diagonal(LinOp):
     """``d x``, entry by entry; ``d`` may be any real array of the shape of ``x``."""
 
     def __init__(self, diagonal: ArrayLike, dtype: Any = None) -> None:
-        d = diagonal if hasattr(diagonal, "dtype") else np.asarray(diagonal)
+        d: Any = diagonal if hasattr(diagonal, "dtype") else np.asarray(diagonal)
         dtype = dtype if dtype is not None else (d.dtype if d.dtype == np.float64 else np.float32)
         super().__init__(d.shape, d.shape, dtype)
         self.diagonal = d.astype(self.dtype)
@@ -48,14 +53,18 @@ class Diagonal(LinOp):
     def _apply(self, x: NDArray) -> NDArray:
         return self.diagonal * x
 
-    _adjoint = _apply
+    def _adjoint(self, y: NDArray) -> NDArray:
+        return self.diagonal * y
 
-    def gram(self, W: LinOp | None = None) -> LinOp:
+    def _gram(self, W: LinOp | None) -> LinOp:
         if W is None:
             return Diagonal(self.diagonal**2)
         if isinstance(W, Diagonal):
             return Diagonal(self.diagonal**2 * W.diagonal)
-        return super().gram(W)
+        return super()._gram(W)
+
+    def rows(self, index: Any) -> LinOp:
+        return Diagonal(self.diagonal[kept_rows(index, self.ishape[0])])
 
     def nearest_circulant(self) -> NDArray:
         mean = float(self.diagonal.mean(dtype=np.float64))
@@ -66,13 +75,16 @@ class Mask(Diagonal):
     """Keeps the entries where ``mask`` is True, sets the others to zero."""
 
     def __init__(self, mask: ArrayLike, dtype: Any = np.float32) -> None:
-        m = np.asarray(mask) if not hasattr(mask, "dtype") else mask
+        m: Any = mask if hasattr(mask, "dtype") else np.asarray(mask)
         if m.dtype != bool:
             raise TypeError(f"a mask must be boolean, got {m.dtype}; write mask > 0.5, or use Diagonal")
         super().__init__(m, dtype)
 
-    def gram(self, W: LinOp | None = None) -> LinOp:
-        return self if W is None else super().gram(W)
+    def _gram(self, W: LinOp | None) -> LinOp:
+        return self if W is None else super()._gram(W)
+
+    def rows(self, index: Any) -> LinOp:
+        return Mask(self.diagonal[kept_rows(index, self.ishape[0])] != 0, self.dtype)
 
 
 class ZeroPad(LinOp):
@@ -96,8 +108,8 @@ class ZeroPad(LinOp):
     def _adjoint(self, y: NDArray) -> NDArray:
         return y[self._place].copy()
 
-    def gram(self, W: LinOp | None = None) -> LinOp:
-        return Identity(self.ishape, self.dtype) if W is None else super().gram(W)
+    def _gram(self, W: LinOp | None) -> LinOp:
+        return Identity(self.ishape, self.dtype) if W is None else super()._gram(W)
 
 
 class Crop(LinOp):

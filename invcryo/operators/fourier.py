@@ -1,4 +1,4 @@
-"""Operators that are products in Fourier space: filters of image stacks, periodic and Toeplitz convolutions."""
+"""Products in Fourier space: filters of image stacks, periodic and Toeplitz convolutions."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from ..backend import array_module, fft, real_dtype
 from ..ctf import CTF
+from ..data import kept_rows
 from .base import LinOp
 from .basic import ZeroPad
 
@@ -22,12 +23,14 @@ _BATCH_PIXELS = 1 << 22  # pixels of images that are filtered at a time
 class ImageFilter(LinOp):
     """One filter per image of a stack (n, height, width), applied as a product in Fourier space.
 
-    Build it with `from_ctf`, `from_shifts`, `from_array` or `from_radial`. Filters compose with ``@``; the gram of
-    a filter is the filter of its squared modulus. CTF values are computed batch by batch, never stored for
-    the whole stack.
+    Build it with `from_ctf`, `from_shifts`, `from_array` or `from_radial`. Filters compose with ``@``; the
+    gram of a filter is the filter of its squared modulus. CTF values are computed batch by batch, never
+    stored for the whole stack.
     """
 
-    def __init__(self, response: _Response, n: int, image_shape: Sequence[int], dtype: Any = np.float32) -> None:
+    def __init__(
+        self, response: _Response, n: int, image_shape: Sequence[int], dtype: Any = np.float32
+    ) -> None:
         shape = (int(n), *image_shape)
         super().__init__(shape, shape, dtype)
         self._response = response
@@ -53,15 +56,30 @@ class ImageFilter(LinOp):
 
     @classmethod
     def from_array(
-        cls, values: ArrayLike, image_shape: int | Sequence[int], n: int | None = None, *, dtype: Any = np.float32
+        cls,
+        values: ArrayLike,
+        image_shape: int | Sequence[int],
+        n: int | None = None,
+        *,
+        dtype: Any = np.float32,
     ) -> ImageFilter:
-        """Real, even responses on the half spectrum of ``rfft2``: (height, width // 2 + 1), or one per image."""
+        """Real responses on the half spectrum of ``rfft2``: (height, width // 2 + 1), or one per image.
+
+        The response of a real filter is even; on the columns that hold both signs of a frequency, 0 and
+        Nyquist, the mean of the two is taken.
+        """
         shape = _image_shape(image_shape)
-        v = np.asarray(values, real_dtype(dtype))
-        v = v[None] if v.ndim == 2 else v
+        v = np.asarray(values)
+        if np.iscomplexobj(v):
+            raise TypeError(f"from_array takes real responses, got {v.dtype}")
+        v = np.array(v[None] if v.ndim == 2 else v, real_dtype(dtype))
         if v.shape[1:] != (shape[0], shape[1] // 2 + 1):
-            raise ValueError(f"a filter of {shape} images needs {(shape[0], shape[1] // 2 + 1)}, got {v.shape[1:]}")
-        return cls(_ArrayResponse(v), len(v) if n is None else n, shape, dtype)
+            raise ValueError(
+                f"a filter of {shape} images needs {(shape[0], shape[1] // 2 + 1)}, got {v.shape[1:]}"
+            )
+        if n is not None and len(v) not in (1, n):
+            raise ValueError(f"{len(v)} responses for {n} images: give one response, or one for each image")
+        return cls(_ArrayResponse(_hermitian(v, shape)), len(v) if n is None else n, shape, dtype)
 
     @classmethod
     def from_radial(
@@ -105,14 +123,14 @@ class ImageFilter(LinOp):
     def _adjoint(self, y: NDArray) -> NDArray:
         return self._filtered(y, conjugate=True)
 
-    def gram(self, W: LinOp | None = None) -> LinOp:
+    def _gram(self, W: LinOp | None) -> LinOp:
         power = _PowerResponse(self._response)
         if W is None:
             return ImageFilter(power, self.oshape[0], self.image_shape, self.dtype)
         if isinstance(W, ImageFilter):
             both = _ProductResponse(power, W._response)
             return ImageFilter(both, self.oshape[0], self.image_shape, self.dtype)
-        return super().gram(W)
+        return super()._gram(W)
 
     def __matmul__(self, other: Any) -> LinOp:
         if isinstance(other, ImageFilter) and other.oshape == self.ishape and other.dtype == self.dtype:
@@ -121,8 +139,8 @@ class ImageFilter(LinOp):
         return super().__matmul__(other)
 
     def rows(self, index: Any) -> ImageFilter:
-        n = len(np.arange(self.oshape[0])[index])
-        return ImageFilter(self._response.rows(index), n, self.image_shape, self.dtype)
+        kept = kept_rows(index, self.oshape[0])
+        return ImageFilter(self._response.rows(kept), len(kept), self.image_shape, self.dtype)
 
 
 class _Response:
@@ -238,7 +256,9 @@ class Circulant(LinOp):
         except ValueError:
             fits = False
         if not fits:
-            raise ValueError(f"the spectrum of a {self.ishape} convolution has shape {half}, got {spectrum.shape}")
+            raise ValueError(
+                f"the spectrum of a {self.ishape} convolution has shape {half}, got {spectrum.shape}"
+            )
         kind = np.result_type(self.dtype, np.complex64) if np.iscomplexobj(spectrum) else self.dtype
         self._spectrum = spectrum.astype(kind)
 
@@ -258,10 +278,10 @@ class Circulant(LinOp):
     def _adjoint(self, y: NDArray) -> NDArray:
         return self._product(y, self._spectrum.conj())
 
-    def gram(self, W: LinOp | None = None) -> LinOp:
+    def _gram(self, W: LinOp | None) -> LinOp:
         if W is None:
             return Circulant((self._spectrum.conj() * self._spectrum).real, self.ishape, self.dtype)
-        return super().gram(W)
+        return super()._gram(W)
 
 
 class Toeplitz(LinOp):
@@ -274,10 +294,10 @@ class Toeplitz(LinOp):
 
     Notes
     -----
-    Applied by zero-padding to at least ``2 n - 1``, axis by axis, with the transforms pruned where the input is
-    known to be zero and the output is not needed; the padded spectrum is never held whole in complex form.
-    The padded operator ``circulant`` may have slightly negative eigenvalues although the kernel has none
-    (about -1 % of the largest; `math` of any embedding of a truncated kernel).
+    Applied by zero-padding to at least ``2 n - 1``, axis by axis, with the transforms pruned where the input
+    is known to be zero and the output is not needed; the padded spectrum is never held whole in complex
+    form. The padded operator ``circulant`` may have slightly negative eigenvalues although ``T`` has none
+    (about -1 % of the largest): a truncated kernel is not positive definite beyond its own lags.
     """
 
     _SLAB = 16  # rows of the padded y axis that are transformed along z at a time
@@ -310,7 +330,9 @@ class Toeplitz(LinOp):
     @property
     def kernel(self) -> NDArray:
         """``r`` on lags ``-(n-1) .. n-1``."""
-        r = fft(self._spectrum).irfftn(self._spectrum.astype(np.result_type(self.dtype, np.complex64)), s=self._padded)
+        r = fft(self._spectrum).irfftn(
+            self._spectrum.astype(np.result_type(self.dtype, np.complex64)), s=self._padded
+        )
         r = np.roll(r, [n - 1 for n in self.ishape], axis=(0, 1, 2))
         return r[tuple(slice(0, 2 * n - 1) for n in self.ishape)]
 
@@ -327,7 +349,8 @@ class Toeplitz(LinOp):
         rows = lib.ifft(rows, axis=1, overwrite_x=True)[:, :ny]
         return xp.ascontiguousarray(lib.irfft(rows, lx, axis=2)[:, :, :nx])
 
-    _adjoint = _apply
+    def _adjoint(self, y: NDArray) -> NDArray:
+        return self._apply(y)
 
     def __add__(self, other: Any) -> LinOp:
         if isinstance(other, Toeplitz) and other.ishape == self.ishape and other.dtype == self.dtype:

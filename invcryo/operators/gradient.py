@@ -65,8 +65,8 @@ class Gradient(LinOp):
             out += xp.roll(u, 1, axis) - u
         return out
 
-    def gram(self, W: LinOp | None = None) -> LinOp:
-        return Laplacian(self) if W is None else super().gram(W)
+    def _gram(self, W: LinOp | None) -> LinOp:
+        return Laplacian(self) if W is None else super()._gram(W)
 
 
 class Laplacian(LinOp):
@@ -79,7 +79,8 @@ class Laplacian(LinOp):
     def _apply(self, x: NDArray) -> NDArray:
         return self.gradient._adjoint(self.gradient._apply(x))
 
-    _adjoint = _apply
+    def _adjoint(self, y: NDArray) -> NDArray:
+        return self._apply(y)
 
     @property
     def spectrum(self) -> NDArray | None:

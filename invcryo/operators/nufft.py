@@ -35,7 +35,7 @@ def _plan(kind: int, shape: tuple[int, ...], points: NDArray, sign: int) -> Any:
 
 
 def gridded_to_points(values: NDArray, points: NDArray) -> NDArray:
-    """Type 2: ``sum_k values[k] exp(-i q_j . k)`` at points ``q`` (3, J) in the order x, y, z; complex (J,)."""
+    """Type 2: ``sum_k values[k] exp(-i q_j . k)`` at points ``q`` (3, J), in the order x, y, z; complex."""
     complex_type = np.result_type(points.dtype, np.complex64)
     return _plan(2, values.shape, points, -1).execute(values.astype(complex_type))
 

@@ -23,8 +23,7 @@ from .. import kernels
 from ..backend import fft, inner
 from ..data import Poses
 from ..window import KaiserBessel, Window
-from .base import LinOp, Scaled
-from .basic import Identity
+from .base import LinOp
 from .fourier import ImageFilter, Toeplitz
 from .nufft import gridded_to_points, points_to_grid
 
@@ -100,12 +99,13 @@ class Projector(_Views):
 
     Notes
     -----
-    The Fourier transform of image ``p`` is ``s^3 phi^(s w) exp(-i w.t_p) chat(s M_p^T w)`` at the frequencies of
-    its pixel grid. Images are periodic: keep the object inside the ball that fits the image. On sides of
+    The Fourier transform of image ``p`` is ``s^3 phi^(s w) exp(-i w.t_p) chat(s M_p^T w)`` at the frequencies
+    of its pixel grid. Images are periodic: keep the object inside the ball that fits the image. On sides of
     even length the Nyquist frequency, whose two signs share one sample, is left out.
 
-    `gram` returns a `Toeplitz` operator whose kernel is one non-uniform FFT of the squared transfer functions, with
-    or without a filter per image (Donati 2020, Theorem 1, in Fourier space); it is exact for this operator.
+    `gram` returns a `Toeplitz` operator whose kernel is one non-uniform FFT of the squared transfer
+    functions, with or without a filter per image (Donati 2020, Theorem 1, in Fourier space); it is exact for
+    this operator.
     """
 
     def __init__(
@@ -121,7 +121,9 @@ class Projector(_Views):
     ) -> None:
         super().__init__(poses, window, volume_shape, image_shape, scale, dtype)
         if cutoff is not None and not 0 < cutoff:
-            raise ValueError(f"cutoff is a fraction of the Nyquist frequency and must be positive, got {cutoff}")
+            raise ValueError(
+                f"cutoff is a fraction of the Nyquist frequency and must be positive, got {cutoff}"
+            )
         self.cutoff = cutoff
         height, width = self.image_shape
         wy, wx = 2 * np.pi * np.fft.fftfreq(height), 2 * np.pi * np.fft.rfftfreq(width)
@@ -197,21 +199,16 @@ class Projector(_Views):
 
     # -- the normal kernel --------------------------------------------------------------------------------
 
-    def gram(self, W: LinOp | None = None) -> LinOp:
-        factor = 1.0
-        while isinstance(W, Scaled):
-            factor, W = factor * W.factor, W.operator
-        if W is None or isinstance(W, Identity):
-            return Toeplitz(factor * self.slice_kernel(), self.dtype)
-        if isinstance(W, ImageFilter):
-            return Toeplitz(factor * self.slice_kernel(W), self.dtype)
-        return super().gram(W if factor == 1.0 else Scaled(factor, W))
+    def _gram(self, W: LinOp | None) -> LinOp:
+        if W is None or isinstance(W, ImageFilter):
+            return Toeplitz(self.slice_kernel(W), self.dtype)
+        return super()._gram(W)
 
     def slice_kernel(self, W: ImageFilter | None = None) -> NDArray:
         """The kernel of H^H W H for a filter ``W``, float64 on lags ``-(n-1)..n-1``, by non-uniform FFT.
 
-        ``r[k] = sum_p (1 / m^2) sum_w |s^3 phi^(s w)|^2 W_p(w) exp(i w . s M_p k)``: exact for this operator up to the
-        accuracy of the transform.
+        ``r[k] = sum_p (1 / m^2) sum_w |s^3 phi^(s w)|^2 W_p(w) exp(i w . s M_p k)``: exact for this
+        operator up to the accuracy of the transform.
         """
         shape = tuple(2 * n - 1 for n in self.ishape)
         pixels = self.image_shape[0] * self.image_shape[1]
@@ -232,17 +229,22 @@ class Projector(_Views):
         return 0.5 * (out + out[::-1, ::-1, ::-1])
 
     def check_gram(
-        self, gram: LinOp, W: LinOp | None = None, *, views: int = 32, rng: np.random.Generator | int | None = 0
+        self,
+        gram: LinOp | None = None,
+        W: LinOp | None = None,
+        *,
+        views: int = 32,
+        rng: np.random.Generator | int | None = 0,
     ) -> float:
-        """Relative error of a gram against ``H^H W H`` on a random volume inside the ball that fits the image.
+        """Relative error of a gram against ``H^H W H`` on a random volume in the ball that fits the image.
 
-        ``gram`` must have been built from the same views; with more than ``views`` of them both sides are
-        rebuilt from a random few. Returns ``|G x - H^H W H x| / |H^H W H x|``.
+        ``gram`` is compared over all views, from which it must have been built. Without it the operator's own
+        gram is tested, on a random few ``views``. Returns ``|G x - H^H W H x| / |H^H W H x|``.
         """
         rng = np.random.default_rng(rng)
         operator, weight = self, W
-        if len(self.poses) > views:
-            few = np.sort(rng.choice(len(self.poses), views, replace=False))
+        if gram is None:
+            few = np.sort(rng.permutation(len(self.poses))[:views])
             operator = self.rows(few)  # type: ignore[assignment]
             weight = None if W is None else W.rows(few)
             gram = operator.gram(weight)
@@ -250,8 +252,11 @@ class Projector(_Views):
         mesh = np.ogrid[tuple(slice(-(n // 2), n - n // 2) for n in self.ishape)]
         radius = min(min(self.ishape), min(self.image_shape) / self.scale) / 2 - min(self.window.radius, 4.0)
         x[sum(g**2 for g in mesh) > max(radius, 1.0) ** 2] = 0
-        images = operator._apply(x)
-        exact = operator._adjoint(images if weight is None else weight._apply(images))
+        exact = np.zeros(self.ishape)
+        for part in operator._batches():
+            A = operator.rows(part)
+            images = A._apply(x)
+            exact += A._adjoint(images if weight is None else weight.rows(part)._apply(images))
         difference = gram._apply(x) - exact
         return (inner(difference, difference) / inner(exact, exact)) ** 0.5
 
@@ -297,11 +302,8 @@ class RealSpaceProjector(_Views):
         kernels.splat_adjoint(y, *self._geometry(), out)
         return out
 
-
-    def gram(self, W: LinOp | None = None) -> LinOp:
-        if W is None or isinstance(W, Identity):
-            return Toeplitz(self.tube_kernel(), self.dtype)
-        return super().gram(W)
+    def _gram(self, W: LinOp | None) -> LinOp:
+        return Toeplitz(self.tube_kernel(), self.dtype) if W is None else super()._gram(W)
 
     def tube_kernel(self) -> NDArray:
         """``r[k] = s^4 sum_p (P{phi} * P{phi})(|M_p k|)`` on lags ``-(n-1)..n-1``, float64; O(n a^2 N)."""
@@ -311,7 +313,9 @@ class RealSpaceProjector(_Views):
 
 
 def _shape(shape: int | Sequence[int], dimensions: int, what: str) -> tuple[int, ...]:
-    full = (int(shape),) * dimensions if isinstance(shape, (int, np.integer)) else tuple(int(n) for n in shape)
+    full = (
+        (int(shape),) * dimensions if isinstance(shape, (int, np.integer)) else tuple(int(n) for n in shape)
+    )
     if len(full) != dimensions or min(full) < 1:
         raise ValueError(f"the {what} needs {dimensions} positive sizes, got {shape}")
     return full
