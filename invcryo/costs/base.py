@@ -1,8 +1,8 @@
 """The cost algebra.
 
-A cost is a function of a real array. It offers what it can of value, proximal operator, gradient and a quadratic
-form; costs add, scale, and compose with operators: ``0.5 * f + lam * (L21() @ Gradient(shape))``. Costs are
-immutable and remember nothing.
+A cost is a function of a real array. It offers what it can of value, proximal operator, gradient and a
+quadratic form; costs add, scale, and compose with operators: ``0.5 * f + lam * (L21() @ Gradient(shape))``.
+Costs are immutable and remember nothing.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..backend import inner
-from ..operators import Circulant, Compose, Identity, LinOp
+from ..operators import Circulant, Compose, LinOp
 
 __all__ = ["Composed", "Cost", "Quadratic", "ScaledCost", "SumOfCosts", "Term"]
 
@@ -38,7 +38,7 @@ class Cost:
     def prox(self, z: NDArray, tau: float) -> NDArray:
         """``argmin_x f(x) + ||x - z||^2 / (2 tau)``."""
         raise NotImplementedError(
-            f"{type(self).__name__} has no closed-form prox; solvers that split, such as admm, do not need one"
+            f"{type(self).__name__} has no closed-form prox; solvers that split, like admm, do not need one"
         )
 
     def gradient(self, x: NDArray) -> NDArray:
@@ -78,7 +78,9 @@ class SumOfCosts(Cost):
     """``f_1 + f_2 + ...``"""
 
     def __init__(self, parts: list[Cost]) -> None:
-        self.parts = [q for p in parts for q in (p.parts if isinstance(p, SumOfCosts) else [p])]
+        self.parts: list[Cost] = []
+        for p in parts:
+            self.parts += p.parts if isinstance(p, SumOfCosts) else [p]
 
     def __call__(self, x: NDArray) -> float:
         return float(sum(p(x) for p in self.parts))
@@ -115,7 +117,8 @@ class ScaledCost(Cost):
         self.factor, self.cost = factor, cost
 
     def __call__(self, x: NDArray) -> float:
-        return self.factor * self.cost(x)
+        value = self.cost(x)
+        return value if value == np.inf else self.factor * value  # 0 times a constraint is the constraint
 
     def prox(self, z: NDArray, tau: float) -> NDArray:
         return self.cost.prox(z, self.factor * tau)
@@ -152,8 +155,7 @@ class Composed(Cost):
         q = self.cost.quadratic(A.oshape, A.dtype)
         if q is None:
             return None
-        weight = None if isinstance(q.Q, Identity) else q.Q
-        return Quadratic(A.gram(weight), A.adjoint(q.b), q.c)
+        return Quadratic(A.gram(q.Q), A.adjoint(q.b), q.c)
 
     @property
     def domain(self) -> tuple[tuple[int, ...], np.dtype] | None:
@@ -181,7 +183,9 @@ class Quadratic(Cost):
 
     def __init__(self, Q: LinOp, b: NDArray, c: float = 0.0) -> None:
         if Q.ishape != Q.oshape or tuple(b.shape) != Q.ishape:
-            raise ValueError(f"a quadratic needs a square Q that fits b, got {Q!r} and b of shape {tuple(b.shape)}")
+            raise ValueError(
+                f"a quadratic needs a square Q that fits b, got {Q!r} and b of shape {tuple(b.shape)}"
+            )
         self.Q, self.b, self.c = Q, b.astype(Q.dtype, copy=False), float(c)
 
     def __call__(self, x: NDArray) -> float:
@@ -197,10 +201,12 @@ class Quadratic(Cost):
             return super().prox(z, tau)
         if float(spectrum.min()) <= -1.0 / tau:
             raise ValueError(
-                f"the quadratic is indefinite (smallest eigenvalue {spectrum.min():.3g}) and tau = {tau:.3g} is too"
-                f" large for its prox: use tau below {-1.0 / float(spectrum.min()):.3g}"
+                f"the quadratic is indefinite (smallest eigenvalue {spectrum.min():.3g}) and tau = {tau:.3g}"
+                f" is too large for its prox: use tau below {-1.0 / float(spectrum.min()):.3g}"
             )
-        return Circulant(1.0 / (1.0 + tau * spectrum), z.shape, self.Q.dtype).apply(z + self.Q.dtype.type(tau) * self.b)
+        return Circulant(1.0 / (1.0 + tau * spectrum), z.shape, self.Q.dtype).apply(
+            z + self.Q.dtype.type(tau) * self.b
+        )
 
     def quadratic(self, shape: tuple[int, ...] | None = None, dtype: Any = None) -> Quadratic:
         return self
@@ -215,5 +221,3 @@ class Quadratic(Cost):
 
     def __repr__(self) -> str:
         return f"Quadratic({self.Q!r})"
-
-

@@ -25,14 +25,14 @@ class LeastSquares(Cost):
     Parameters
     ----------
     A : LinOp
-        From a volume to a stack of images, e.g. ``ImageFilter.from_ctf(...) @ Projector(...)``, or any operator.
+        From a volume to a stack of images, e.g. ``ImageFilter.from_ctf(...) @ Projector(...)``.
     y : array-like, shape ``A.oshape``
         The images. May be a lazy stack: it is read in batches, once, by `quadratic`.
     weight : LinOp, optional
         ``W``, e.g. the inverse noise power as an `ImageFilter`.
     symmetry : str
-        Point group ("C1", "C4", "D2", "T", "O", "I"): the average over the group of the cost of the images seen from
-        rotated poses. Costs nothing per iteration.
+        Point group ("C1", "C4", "D2", "T", "O", "I"): the average over the group of the cost of the images
+        seen from rotated poses. Costs nothing per iteration.
     progress : bool, optional
         Show a bar while the images are read; default: only on a terminal.
     """
@@ -46,6 +46,8 @@ class LeastSquares(Cost):
         symmetry: str = "C1",
         progress: bool | None = None,
     ) -> None:
+        if 0 in y.shape:
+            raise ValueError(f"the data are empty: shape {tuple(y.shape)}")
         if tuple(y.shape) != A.oshape:
             raise ValueError(f"the data have shape {tuple(y.shape)}, {A!r} makes {A.oshape}")
         if weight is not None and (weight.ishape != A.oshape or weight.oshape != A.oshape):
@@ -53,7 +55,8 @@ class LeastSquares(Cost):
         self.A, self.y, self.weight = A, y, weight
         self.symmetry, self.progress = symmetry, progress
         self._lattice, self._turns = lattice_coset(symmetry)
-        if len(set(A.ishape)) > 1:  # axes of unequal length cannot be exchanged: every element is a view of its own
+        if len(set(A.ishape)) > 1:
+            # axes of unequal length cannot be exchanged: every element is a view of its own
             self._lattice, self._turns = self._lattice[:1], point_group(symmetry)
 
     @property
@@ -66,6 +69,8 @@ class LeastSquares(Cost):
         step = max(1, _BATCH_PIXELS // max(1, int(np.prod(self.A.oshape[1:]))))
         try:
             self.A.rows(slice(0, 1))
+            if self.weight is not None:
+                self.weight.rows(slice(0, 1))
         except TypeError:
             yield self._read(slice(None)), self.A, self.weight
             return
@@ -81,7 +86,9 @@ class LeastSquares(Cost):
         if not np.isfinite(float(images.sum(dtype=np.float64))):
             bad = np.flatnonzero(~np.isfinite(np.asarray(images).reshape(len(images), -1)).all(axis=1))
             first = bad[0] + (part.start or 0) if len(bad) else part.start
-            raise ValueError(f"image {first} (counted from 0) holds NaN or infinite pixels: leave it out, or repair it")
+            raise ValueError(
+                f"image {first} (counted from 0) holds NaN or infinite pixels: leave it out, or repair it"
+            )
         return images
 
     def _views(self, A: LinOp) -> Iterator[LinOp]:
@@ -113,8 +120,8 @@ class LeastSquares(Cost):
     def quadratic(self, shape: tuple[int, ...] | None = None, dtype: Any = None) -> Quadratic:
         """The normal equations: the images are read here, once, and nowhere else.
 
-        Group elements that move voxels onto voxels cost nothing: the kernel and ``A^H y`` are computed for one
-        view of each coset and then averaged over them.
+        Group elements that move voxels onto voxels cost nothing: the kernel and ``A^H y`` are computed for
+        one view of each coset and then averaged over them.
         """
         centre = _odd(self.A.ishape) if len(self._lattice) > 1 else self.A.ishape
         b: Any = 0.0
@@ -140,7 +147,9 @@ class LeastSquares(Cost):
             Q = (1.0 / len(turns)) * Q
         if len(self._lattice) > 1:
             if not isinstance(Q, Toeplitz):
-                raise TypeError(f"symmetry needs an operator whose gram is a Toeplitz kernel; {self.A!r} gives {Q!r}")
+                raise TypeError(
+                    f"symmetry needs an operator whose gram is a Toeplitz kernel; {self.A!r} gives {Q!r}"
+                )
             Q = Toeplitz(symmetrise(Q.kernel, self._lattice), Q.dtype)
         return Q
 
