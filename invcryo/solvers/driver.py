@@ -39,7 +39,8 @@ class State:
     info : dict of str to float
         Figures of this iteration, e.g. ``objective``, ``residual``.
     memory : dict
-        What the solver needs besides ``x`` to go on from here.
+        What the solver needs besides ``x`` to go on from here. Never changed by later iterations, so that an
+        interrupted run can be resumed.
     """
 
     iteration: int
@@ -57,7 +58,8 @@ class Result:
     x : ndarray
         The last iterate.
     stopped_by : str
-        "max_iter", "interrupt", "callback", "solver" (nothing left to do), or the name of the stopping rule.
+        "max_iter", "interrupt", "callback", "non-finite" (only in a `NonFiniteError`), "solver" (nothing left
+        to do), or the name of the stopping rule.
     history : dict of str to list
         ``iteration``, ``seconds`` and every figure of ``State.info``.
     state : State
@@ -74,7 +76,7 @@ class Result:
     @property
     def converged(self) -> bool:
         """Whether a stopping rule, or the solver itself, ended the run."""
-        return self.stopped_by not in ("max_iter", "interrupt", "callback")
+        return self.stopped_by not in ("max_iter", "interrupt", "callback", "non-finite")
 
 
 class NonFiniteError(ArithmeticError):
@@ -136,15 +138,17 @@ def run(
             raise RuntimeError("the solver ended before its first iteration")
         return Result(good.x, reason, history, good, time.perf_counter() - start)
 
-    with tqdm(total=max_iter, desc=label, disable=None if progress is None else not progress, leave=False) as bar:
+    with tqdm(
+        total=max_iter, desc=label, disable=None if progress is None else not progress, leave=False
+    ) as bar:
         try:
             for count, state in enumerate(states, start=1):
                 if not all(math.isfinite(v) for v in state.info.values()):
                     figures = ", ".join(f"{k} = {v:g}" for k, v in state.info.items())
                     reason = "non-finite"
                     raise NonFiniteError(
-                        f"iteration {state.iteration} gave {figures}: a step size or penalty is too large, or the"
-                        " input holds NaN; the last finite state is in the error's `result`",
+                        f"iteration {state.iteration} gave {figures}: a step size or penalty is too large, or"
+                        " the input holds NaN; the last finite state is in the error's `result`",
                         result() if good is not None else None,
                     )
                 good = State(state.iteration, state.x.copy(), dict(state.info), state.memory)
@@ -157,7 +161,7 @@ def run(
                 if callback is not None:
                     callback(state)
                 if stop is not None and stop(state):
-                    reason = getattr(stop, "reason", None) or getattr(stop, "__name__", "stop")
+                    reason = _name(stop)
                     break
                 if count >= max_iter:
                     reason = "max_iter"
@@ -171,8 +175,8 @@ def run(
             log.warning("interrupted at iteration %d: the state reached so far is returned", good.iteration)
     if reason == "max_iter" and stop is not None:
         warnings.warn(
-            f"{label}: stopped at max_iter = {max_iter} before the stopping rule held; raise max_iter, or resume"
-            " with state=result.state",
+            f"{label}: stopped at max_iter = {max_iter} before the stopping rule held; raise max_iter, or"
+            " resume with state=result.state",
             RuntimeWarning,
             stacklevel=2,
         )
@@ -191,12 +195,24 @@ class _Rule:
         return self.reason is not None
 
 
+def _name(rule: StopRule) -> str:
+    """What ended a run: the reason that a rule gives, or its name."""
+    return str(getattr(rule, "reason", None) or getattr(rule, "__name__", "stop"))
+
+
+def _figure(state: State, key: str) -> float:
+    if key not in state.info:
+        raise KeyError(f"this solver has no figure {key!r} to stop by: it gives {', '.join(state.info)}")
+    return state.info[key]
+
+
 def residual_below(tolerance: float, *keys: str) -> StopRule:
     """Stop when each of the named figures (default "residual") is at most ``tolerance``."""
     names = keys or ("residual",)
 
     def test(state: State) -> str | None:
-        return f"residual_below({tolerance:g})" if all(state.info[k] <= tolerance for k in names) else None
+        below = all(_figure(state, k) <= tolerance for k in names)
+        return f"residual_below({tolerance:g})" if below else None
 
     return _Rule("residual_below", test)
 
@@ -206,7 +222,7 @@ def relative_change(tolerance: float, key: str = "objective") -> StopRule:
     last: list[float] = []
 
     def test(state: State) -> str | None:
-        value = state.info[key]
+        value = _figure(state, key)
         done = bool(last) and abs(value - last[-1]) <= tolerance * max(abs(value), abs(last[-1]), 1e-300)
         last[:] = [value]
         return f"relative_change({tolerance:g})" if done else None
@@ -229,6 +245,6 @@ def any_of(*rules: StopRule) -> StopRule:
 
     def test(state: State) -> str | None:
         held = [rule for rule in rules if rule(state)]
-        return (getattr(held[0], "reason", None) or getattr(held[0], "__name__", "stop")) if held else None
+        return _name(held[0]) if held else None
 
     return _Rule("any_of", test)
