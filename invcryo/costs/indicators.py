@@ -34,15 +34,20 @@ class NonNegative(Box):
 
 
 class Support(Cost):
-    """``x = 0`` outside a boolean mask."""
+    """``x = 0`` outside a boolean mask, and ``x >= 0`` inside it if ``nonnegative``."""
 
-    def __init__(self, mask: ArrayLike) -> None:
+    def __init__(self, mask: ArrayLike, *, nonnegative: bool = False) -> None:
         self.mask = np.asarray(mask) if not hasattr(mask, "dtype") else mask
         if self.mask.dtype != bool:
             raise TypeError(f"a support is a boolean mask, got {self.mask.dtype}; write mask > 0.5")
+        self.nonnegative = nonnegative
 
     def __call__(self, x: NDArray) -> float:
-        return 0.0 if not x[~self.mask].any() else np.inf
+        if x[~self.mask].any() or (self.nonnegative and float(x.min()) < 0):
+            return np.inf
+        return 0.0
 
     def prox(self, z: NDArray, tau: float) -> NDArray:
-        return array_module(z).where(self.mask, z, z.dtype.type(0))
+        xp = array_module(z)
+        zero = z.dtype.type(0)
+        return xp.where(self.mask, xp.maximum(z, zero) if self.nonnegative else z, zero)
