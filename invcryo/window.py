@@ -7,7 +7,7 @@ isotropic, so its projection is the same from every direction (Donati 2020, sect
 
 from __future__ import annotations
 
-from functools import cached_property
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -128,10 +128,14 @@ class KaiserBessel(Window):
         return f"KaiserBessel({self.radius:g}, {self.alpha:g}, {self.order})"
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, KaiserBessel) and repr(self) == repr(other)
+        return isinstance(other, KaiserBessel) and self._parameters == other._parameters
 
     def __hash__(self) -> int:
-        return hash(repr(self))
+        return hash(self._parameters)
+
+    @property
+    def _parameters(self) -> tuple[float, float, int]:
+        return self.radius, self.alpha, self.order
 
     def _bessel(self, r: ArrayLike, shift: float) -> NDArray:
         """``beta^(m + shift) I_(m + shift)(alpha beta) / I_m(alpha)``."""
@@ -181,21 +185,15 @@ class KaiserBessel(Window):
         out = special.j0(r.reshape(-1, 1) * w) @ density
         return np.where(r < 2 * self.radius, out.reshape(r.shape), 0.0)
 
-    def _table(self, function: Any, radius: float) -> NDArray:
-        """``function`` at equal steps of the squared distance, with one cell of padding for interpolation."""
-        table = np.zeros(_TABLE + 2)
-        table[:-1] = function(radius * np.sqrt(np.arange(_TABLE + 1) / _TABLE))
-        return table
-
-    @cached_property
+    @property
     def projection_table(self) -> NDArray:
         """`projection` over squared distances 0 to ``radius**2``."""
-        return self._table(self.projection, self.radius)
+        return _table(self, "projection", self.radius)
 
-    @cached_property
+    @property
     def autocorrelation_table(self) -> NDArray:
         """`autocorrelation` over squared distances 0 to ``(2 radius)**2``."""
-        return self._table(self.autocorrelation, 2 * self.radius)
+        return _table(self, "autocorrelation", 2 * self.radius)
 
     def sample(
         self, coefficients: NDArray, shape: int | tuple[int, int, int] | None = None, *, scale: float = 1.0
@@ -229,6 +227,15 @@ class KaiserBessel(Window):
                         block = padded[np.ix_(iz + dz, iy + dy, ix + dx)]
                         out += (block * self.value(np.sqrt(squared))).astype(out.dtype)
         return out
+
+
+@lru_cache(maxsize=16)
+def _table(window: KaiserBessel, name: str, radius: float) -> NDArray:
+    """A function of ``window`` at equal steps of squared distance, one more cell at the end; made once."""
+    table = np.zeros(_TABLE + 2)
+    table[:-1] = getattr(window, name)(radius * np.sqrt(np.arange(_TABLE + 1) / _TABLE))
+    table.setflags(write=False)
+    return table
 
 
 class BandLimited(Window):

@@ -125,6 +125,8 @@ class LinOp:
         from scipy.sparse.linalg import eigsh
 
         start = np.random.default_rng(rng).standard_normal(gram.shape[0]).astype(gram.dtype)
+        if not gram.matvec(start).any():  # the zero operator, which ARPACK refuses
+            return 0.0
         value = eigsh(gram, k=1, v0=start, tol=tol, return_eigenvectors=False)[0]
         return float(max(value, 0.0)) ** 0.5
 

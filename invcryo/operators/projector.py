@@ -106,6 +106,9 @@ class Projector(_Views):
     `gram` returns a `Toeplitz` operator whose kernel is one non-uniform FFT of the squared transfer
     functions, with or without a filter per image (Donati 2020, Theorem 1, in Fourier space); it is exact for
     this operator.
+
+    On several threads the adjoint and the kernel add up in an order that varies, so two calls may differ in
+    the last digits; inside ``with use(threads=1)`` they are equal bit by bit.
     """
 
     def __init__(
