@@ -1,0 +1,153 @@
+"""Processes that the benchmarks start: workers that answer requests, and programs that run from start to end."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent
+
+
+class Failed(RuntimeError):
+    """A process that ended badly, with the end of what it said."""
+
+
+def environment(threads: int) -> dict[str, str]:
+    """The same number of threads for every library, and the package of this repository."""
+    names = ("OMP", "OPENBLAS", "MKL", "NUMBA", "INVCRYO")
+    counts = {f"{name}_NUM_THREADS": str(threads) for name in names}
+    paths = os.pathsep.join([str(ROOT), str(HERE), *filter(None, [os.environ.get("PYTHONPATH")])])
+    return {**os.environ, **counts, "PYTHONPATH": paths}
+
+
+class Worker:
+    """A process of ``worker.py``; `ask` sends a request and waits for its answer."""
+
+    def __init__(self, python: str, folder: Path, threads: int) -> None:
+        # ASPIRE writes a folder of logs wherever it is imported
+        self._log = tempfile.TemporaryFile("w+", dir=folder)
+        self._process = subprocess.Popen(
+            [python, str(HERE / "worker.py")],
+            cwd=folder,
+            env=environment(threads),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+            text=True,
+            bufsize=1,
+        )
+
+    def ask(self, do: str, **arguments: Any) -> dict[str, Any]:
+        try:
+            self._process.stdin.write(json.dumps({"do": do, **arguments}) + "\n")  # type: ignore[union-attr]
+            line = self._process.stdout.readline()  # type: ignore[union-attr]
+        except BrokenPipeError:
+            line = ""
+        if not line:
+            self._process.wait()
+            self._log.seek(0)
+            raise Failed(f"the request {do!r} {arguments} failed:\n{self._log.read()[-3000:]}")
+        return json.loads(line)
+
+    def close(self) -> None:
+        self._process.stdin.close()  # type: ignore[union-attr]
+        self._process.wait()
+        self._process.stdout.close()  # type: ignore[union-attr]
+        self._log.close()
+
+    def __enter__(self) -> Worker:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+
+def write_json(path: Path, record: dict[str, Any]) -> None:
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(json.dumps(record, indent=1) + "\n")
+    os.replace(partial, path)
+
+
+def machine() -> dict[str, Any]:
+    cpu = platform.processor() or platform.machine()
+    try:
+        with open("/proc/cpuinfo") as info:
+            cpu = next(line.split(":", 1)[1].strip() for line in info if line.startswith("model name"))
+    except (OSError, StopIteration):
+        pass  # not Linux, or a processor that does not say its model
+    return {
+        "cpu": cpu,
+        "cores": os.cpu_count(),
+        "platform": platform.platform(),
+        "python": platform.python_version(),
+        "memory_mb": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e6,
+    }
+
+
+def import_error(python: str, module: str) -> str | None:
+    """Why ``python`` cannot import a module, or None."""
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            done = subprocess.run(
+                [python, "-c", f"import {module}"], cwd=folder, capture_output=True, text=True
+            )
+        except OSError as error:
+            return f"{python} cannot be started: {error}"
+    if done.returncode == 0:
+        return None
+    return f"{python} cannot import it: {done.stderr.strip().splitlines()[-1]}"
+
+
+@dataclass(frozen=True)
+class Run:
+    """A program that has ended: wall-clock seconds, largest resident size in 1e6 bytes, what it wrote."""
+
+    command: list[str]
+    seconds: float
+    peak_mb: float
+    map: Path
+
+
+def reconstruct(engine: str, stack: Path, out: Path, threads: int) -> Run:
+    """Run one program on ``stack/particles.star``; its map goes below ``out``."""
+    shutil.rmtree(out, ignore_errors=True)
+    out.mkdir()
+    star = str(stack / "particles.star")
+    made = out / "run" / "map.mrc" if engine == "invcryo" else out / "map.mrc"
+    relion = ["--i", star, "--o", str(made), "--ctf"]
+    invcryo = ["reconstruct", star, "-o", str(out / "run"), "--reg", "none", "--threads", str(threads)]
+    command = {
+        "invcryo": [sys.executable, "-m", "invcryo", *invcryo],
+        "relion": ["relion_reconstruct", *relion],
+        "relion:mpi": [
+            "mpirun",
+            "--allow-run-as-root",
+            "-n",
+            str(threads),
+            "relion_reconstruct_mpi",
+            *relion,
+        ],
+    }[engine]
+    with open(out / "log.txt", "w") as log:
+        start = time.perf_counter()
+        process = subprocess.Popen(
+            command, cwd=stack, env=environment(threads), stdout=log, stderr=subprocess.STDOUT
+        )
+        _, status, usage = os.wait4(process.pid, 0)
+        seconds = time.perf_counter() - start
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode != 0 or not made.exists():
+        text = (out / "log.txt").read_text()[-3000:]
+        raise Failed(f"{' '.join(command)} ended with status {process.returncode}:\n{text}")
+    unit = 1 if sys.platform == "darwin" else 1024
+    return Run(command, seconds, usage.ru_maxrss * unit / 1e6, made)
