@@ -21,6 +21,7 @@ def cg(
     x0: NDArray | None = None,
     *,
     M: Callable[[NDArray], NDArray] | None = None,
+    residual: NDArray | None = None,
     state: State | None = None,
 ) -> Iterator[State]:
     """Solve ``Q x = b`` for a symmetric positive (semi-)definite ``Q``, one iteration per state.
@@ -33,18 +34,24 @@ def cg(
         Start; default zero.
     M : callable, optional
         Preconditioner, close to the inverse of ``Q``; symmetric and positive.
+    residual : ndarray, optional
+        ``b - Q x0`` where the caller knows it: saves one product.
     state : State, optional
         Go on from the state of an earlier run, to the same result as an unbroken one.
 
     Yields
     ------
     State
-        ``info["residual"]`` is ``||b - Q x|| / ||b||``, ``info["objective"]`` is ``x'Qx/2 - b'x``. Ends when the
+        ``info["residual"]`` is ``||b - Q x|| / ||b||``, ``info["objective"]`` is ``x'Qx/2 - b'x``; ``memory["r"]`` is the
+        residual ``b - Q x``. Ends when the
         residual is zero, or the curvature is not positive.
     """
     if state is None:
         x = np.zeros_like(b) if x0 is None else x0.astype(b.dtype, copy=True)
-        r = b - Q.apply(x) if x0 is not None else b.copy()
+        if residual is not None:
+            r = residual.copy()
+        else:
+            r = b.copy() if x0 is None else b - Q.apply(x)
         z = r if M is None else M(r)
         p = z.copy()
         rz = inner(r, z)
@@ -57,7 +64,7 @@ def cg(
     for k in count(start):
         if rz == 0:
             if k == start:  # already solved: say so once
-                yield State(k, x, _figures(x, b, r, size))
+                yield State(k, x, _figures(x, b, r, size), {"r": r, "p": p, "rz": rz})
             return
         q = Q.apply(p)
         curvature = inner(p, q)
