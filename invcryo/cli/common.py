@@ -1,0 +1,445 @@
+"""What the commands share: talking to the user, option types, output folders, the record of a run."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import math
+import os
+import platform
+import re
+import shutil
+import signal
+import sys
+import tempfile
+import threading
+import time
+import warnings
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from importlib import metadata
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any
+
+from .._version import __version__
+
+EXIT_DONE, EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 0, 1, 2, 130
+
+PACKAGES = ("numpy", "scipy", "numba", "pyfftw", "mrcfile", "finufft", "gemmi", "tqdm")
+OPTIONAL_PACKAGES = ("matplotlib",)
+
+
+class UsageError(Exception):
+    """Options that do not go together, or lack one: exit code 2."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C, with a message of what was saved and the report for ``--json``."""
+
+    def __init__(self, message: str, report: Mapping[str, Any] | None = None) -> None:
+        super().__init__(message)
+        self.report = dict(report or {})
+
+
+class Aborted(BaseException):
+    """The second Ctrl-C; no KeyboardInterrupt, since solvers answer that one with what they have so far."""
+
+
+class Interrupts:
+    """Ctrl-C in a long job: the first ends the present solver with what it has, the second ends the command.
+
+    A context manager; ``seen`` counts. Outside the main thread, where Python delivers no signals, it only waits.
+    """
+
+    def __init__(self, console: Console) -> None:
+        self.seen, self._console = 0, console
+        self._earlier: Any = None
+
+    def __enter__(self) -> Interrupts:
+        if threading.current_thread() is threading.main_thread():
+            self._earlier = signal.signal(signal.SIGINT, self._receive)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._earlier is not None:
+            signal.signal(signal.SIGINT, self._earlier)
+
+    def _receive(self, number: int, frame: object) -> None:
+        self.seen += 1
+        if self.seen > 1:
+            raise Aborted
+        self._console.error("interrupted, ending with what is there; press Ctrl-C again to stop at once")
+        raise KeyboardInterrupt
+
+
+# --- talking to the user ------------------------------------------------------------------------------------
+
+
+class Console:
+    """Results on standard output, everything else on standard error.
+
+    Attributes
+    ----------
+    warnings : list of str
+        What the library warned of while `listening`, in order, each once.
+    progress : bool or None
+        For the library's ``progress=``: None shows bars on a terminal only.
+    """
+
+    def __init__(self, *, quiet: bool = False, json: bool = False, debug: bool = False) -> None:
+        self.quiet, self.json, self.debug = quiet, json, debug
+        self.warnings: list[str] = []
+        self.progress: bool | None = False if quiet else None
+
+    def say(self, text: str = "") -> None:
+        """A line of the result."""
+        if not (self.quiet or self.json):
+            _put(sys.stdout, text)
+
+    def note(self, text: str) -> None:
+        """What is being done now; for people who watch, so on a terminal only."""
+        if not self.quiet and sys.stderr.isatty():
+            _put(sys.stderr, text)
+
+    def warn(self, text: str) -> None:
+        """A warning, shown once and kept for the record."""
+        text = in_words_of_the_command_line(text)
+        if text not in self.warnings:
+            self.warnings.append(text)
+            _put(sys.stderr, f"warning: {text}")
+
+    def error(self, text: str) -> None:
+        _put(sys.stderr, f"invcryo: {text}")
+
+    def finish(self, report: Mapping[str, Any]) -> None:
+        """With ``--json``, the one object that goes to standard output."""
+        if self.json:
+            _put(sys.stdout, json.dumps(plain(report), indent=2, allow_nan=False))
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Pass the library's log and Python's warnings to the user for the time of the block."""
+        log, handler = logging.getLogger("invcryo"), _Listener(self)
+        level, propagate = log.level, log.propagate
+        log.addHandler(handler)
+        log.setLevel(logging.DEBUG if self.debug else logging.WARNING)
+        log.propagate = False
+        with warnings.catch_warnings():
+            warnings.showwarning = lambda message, *_, **__: self.warn(str(message))
+            try:
+                yield
+            finally:
+                log.removeHandler(handler)
+                log.setLevel(level)
+                log.propagate = propagate
+
+
+class _Listener(logging.Handler):
+    def __init__(self, console: Console) -> None:
+        super().__init__()
+        self._console = console
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.levelno >= logging.WARNING:
+            self._console.warn(record.getMessage())
+        else:
+            _put(sys.stderr, f"{record.name}: {record.getMessage()}")
+
+
+def _put(stream: IO[str], text: str) -> None:
+    if "tqdm" in sys.modules and stream is sys.stderr:
+        from tqdm import tqdm
+
+        with tqdm.external_write_mode(file=stream):  # a bar that is being drawn steps aside
+            _write(stream, text)
+    else:
+        _write(stream, text)
+
+
+def _write(stream: IO[str], text: str) -> None:
+    encoding = getattr(stream, "encoding", None) or "utf-8"
+    try:
+        # a name of a file may hold what the terminal cannot show
+        stream.write(text.encode(encoding, "backslashreplace").decode(encoding) + "\n")
+        stream.flush()
+    except BrokenPipeError:
+        # whoever read has gone (`invcryo info f | head`); Python would complain once more at its exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+#: The library names its keywords in messages; here they are options.
+_OPTIONS = {
+    "pixel_size": "--pixel-size",
+    "data_dir": "--data-dir",
+    "optics_group": "--optics-group",
+    "voltage_kv": "--voltage",
+    "cs_mm": "--cs",
+    "amplitude_contrast": "--amplitude-contrast",
+    "mask": "--mask",
+    "max_iter": "--max-iter",
+}
+_PHRASES: tuple[tuple[str, Any], ...] = (
+    (r"ignore=\(([^)]*)\)", lambda m: "--ignore " + " ".join(re.findall(r"'([^']*)'", m[1]))),
+    (r"degrees=False", "--angles radians"),
+    (r"degrees=True", "--angles degrees"),
+    (r"contrast='(\w+)'", r"--contrast \1"),
+    (r", or resume with state=result\.state", ""),
+    (r"use open_stack, or pass kind='volume'", "if it holds a volume, rename it to end in .mrc"),
+    (rf"\b({'|'.join(_OPTIONS)})=(?![\w('\"\[])", lambda m: _OPTIONS[m[1]]),
+    (r"raise max_iter\b", "raise --max-iter"),
+)
+
+
+def in_words_of_the_command_line(message: str) -> str:
+    """A message of the library with its Python keywords replaced by the options that stand for them."""
+    for pattern, words in _PHRASES:
+        message = re.sub(pattern, words, message)
+    return message
+
+
+def plain_message(error: Exception) -> str:
+    """One paragraph for the user; errors that the library does not raise on purpose are called a bug."""
+    if isinstance(error, MemoryError):
+        return "the computer ran out of memory; use fewer particles (--subset) or a smaller box"
+    if isinstance(error, OSError) and error.strerror and error.filename is not None:
+        text = f"{error.strerror}: {error.filename}"
+    else:
+        text = str(error)
+    if isinstance(error, (ValueError, OSError, ArithmeticError, ImportError)) and text:
+        return in_words_of_the_command_line(text)
+    return (
+        f"a bug, or a case that nobody thought of ({type(error).__name__}: {text}); run the same command with"
+        " --debug and report what it prints"
+    )
+
+
+def facts(rows: Sequence[tuple[str, Any]], indent: str = "  ") -> str:
+    """Lines of ``name  value``, aligned; rows whose value is None are left out."""
+    shown = [(name, value) for name, value in rows if value is not None]
+    width = max((len(name) for name, _ in shown), default=0)
+    return "\n".join(f"{indent}{name:<{width}}  {value}" for name, value in shown)
+
+
+def count(number: int, noun: str) -> str:
+    """``1 stack``, ``2 stacks``."""
+    return f"{number} {noun}" + ("" if number == 1 else "s")
+
+
+def plain(value: Any) -> Any:
+    """``value`` in the types of JSON; infinities and NaN, which JSON lacks, become null."""
+    if isinstance(value, Mapping):
+        return {str(k): plain(v) for k, v in value.items()}
+    if hasattr(value, "tolist") and not isinstance(value, str):  # NumPy's arrays and scalars
+        return plain(value.tolist())
+    if isinstance(value, (str, int, bool)) or value is None:
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [plain(v) for v in value]
+    raise TypeError(f"{type(value).__name__} does not go into JSON")
+
+
+# --- options ------------------------------------------------------------------------------------------------
+
+
+def new_parser(
+    commands: Any, name: str, run: Callable[..., Any], summary: str, description: str, examples: str
+) -> argparse.ArgumentParser:
+    """The parser of one command."""
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name,
+        help=summary,
+        description=description,
+        epilog="examples:\n" + examples,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.set_defaults(run=run)
+    return parser
+
+
+def add_talking(parser: argparse.ArgumentParser) -> None:
+    """The options that all commands have; added last, so that help begins with what matters."""
+    group = parser.add_argument_group("talking")
+    group.add_argument("--json", action="store_true", help="print the result as one JSON object, not as text")
+    group.add_argument("--quiet", action="store_true", help="print nothing but warnings and errors")
+    group.add_argument("--debug", action="store_true", help="print details, and the traceback of an error")
+
+
+def positive(text: str) -> float:
+    """Option type: a finite number above 0."""
+    return _number(text, float, lambda v: v > 0, "a positive number")
+
+
+def non_negative(text: str) -> float:
+    """Option type: a finite number, 0 or more."""
+    return _number(text, float, lambda v: v >= 0, "a number, 0 or more")
+
+
+def natural(text: str) -> int:
+    """Option type: 1, 2, 3, ..."""
+    return _number(text, int, lambda v: v >= 1, "a whole number, 1 or more")
+
+
+def seed(text: str) -> int:
+    """Option type: 0, 1, 2, ..."""
+    return _number(text, int, lambda v: v >= 0, "a whole number, 0 or more")
+
+
+def _number(text: str, kind: Callable[[str], Any], test: Callable[[Any], bool], what: str) -> Any:
+    try:
+        value = kind(text)
+        good = math.isfinite(value) and test(value)
+    except ValueError:
+        good = False
+    if not good:
+        raise argparse.ArgumentTypeError(f"must be {what}, got {text!r}")
+    return value
+
+
+def add_threads(parser: Any) -> None:
+    parser.add_argument(
+        "--threads",
+        "--j",
+        type=natural,
+        metavar="N",
+        help="processor threads to use; default: $INVCRYO_NUM_THREADS, else all that this process may use",
+    )
+
+
+def add_output(parser: Any, default: str | None = None) -> None:
+    parser.add_argument(
+        "-o",
+        "--output",
+        "--o",
+        metavar="DIR",
+        default=default,
+        required=default is None,
+        help="folder for the results, made if it is not there" + (f"; default: {default}" if default else ""),
+    )
+    parser.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="replace the results of an earlier run in that folder; without it they are left alone and the"
+        " command stops before computing",
+    )
+
+
+# --- output folders -----------------------------------------------------------------------------------------
+
+
+class OutputFolder:
+    """A folder whose results appear together, when all of them are made; a context manager.
+
+    Entering it makes the folder and proves, before anything is computed, that results can be written there. A
+    folder made for nothing is removed again.
+
+    Parameters
+    ----------
+    path : path-like
+    names : collection of str
+        Every file that the command may write. One of them, ``run.json``, is written last and removed first:
+        where it is, the other results belong to it.
+    overwrite : bool
+        Whether results that are there may be replaced.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], names: Collection[str], *, overwrite: bool) -> None:
+        self.path, self.names, self.overwrite = Path(path), tuple(names), overwrite
+        self._made = False
+
+    @property
+    def existing(self) -> list[str]:
+        """Results that are there already."""
+        return [name for name in self.names if os.path.lexists(self.path / name)]
+
+    def __enter__(self) -> OutputFolder:
+        if self.existing and not self.overwrite:
+            shown = ", ".join(self.existing[:3]) + (", ..." if len(self.existing) > 3 else "")
+            raise FileExistsError(
+                f"folder {self.path} holds results already ({shown}); they were left alone. Choose another"
+                " folder with -o, or pass --overwrite to replace them"
+            )
+        try:
+            self._made = not self.path.is_dir()
+            self.path.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self.path):
+                pass
+        except OSError as error:
+            raise type(error)(
+                f"cannot write into folder {self.path} ({error.strerror}); choose another one with -o, or ask"
+                " for the right to write there"
+            ) from error
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._made and kind is not None:
+            with suppress(OSError):  # not empty: then it stays
+                self.path.rmdir()
+
+    @contextmanager
+    def results(self) -> Iterator[Path]:
+        """A folder to write into, whose files move to their place when the block ends well."""
+        staging = Path(tempfile.mkdtemp(prefix=".invcryo-", suffix=".part", dir=self.path))
+        try:
+            yield staging
+            self._publish(staging)
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+
+    def _publish(self, staging: Path) -> None:
+        new = {file.name for file in staging.iterdir()}
+        if new - set(self.names):
+            raise RuntimeError(f"results without a declared name: {sorted(new - set(self.names))}")
+        (self.path / "run.json").unlink(missing_ok=True)
+        for name in sorted(new - {"run.json"}):
+            os.replace(staging / name, self.path / name)
+        for name in self.existing:  # of an earlier run with other options
+            if name not in new:
+                (self.path / name).unlink()
+        if "run.json" in new:
+            os.replace(staging / "run.json", self.path / "run.json")
+
+
+# --- the record of a run ------------------------------------------------------------------------------------
+
+
+def versions() -> dict[str, str | None]:
+    """Versions of Python, invcryo and the packages it stands on; None where one is not installed."""
+    found: dict[str, str | None] = {"python": platform.python_version(), "invcryo": __version__}
+    for name in (*PACKAGES, *OPTIONAL_PACKAGES):
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = None
+    return found
+
+
+def record(args: argparse.Namespace, words: Sequence[str], started: float) -> dict[str, Any]:
+    """What ``run.json`` says of every run: the command as typed, all options, versions, time."""
+    from ..backend import threads
+
+    hidden = ("run", "command", "json", "quiet", "debug")
+    return {
+        "command_line": ["invcryo", *words],
+        "arguments": {k: v for k, v in sorted(vars(args).items()) if k not in hidden},
+        "versions": versions(),
+        "platform": platform.platform(),
+        "threads": threads(),
+        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),
+        "wall_seconds": round(time.time() - started, 3),
+    }
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    from ..io.atomic import atomic_open
+
+    with atomic_open(path, "w", encoding="utf-8") as file:
+        file.write(json.dumps(plain(content), indent=2, allow_nan=False) + "\n")

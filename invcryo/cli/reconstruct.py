@@ -1,0 +1,481 @@
+"""``invcryo reconstruct``: from particles with known poses to a map."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import hashlib
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import zip_longest
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .common import (
+    EXIT_DONE,
+    Console,
+    Interrupted,
+    Interrupts,
+    OutputFolder,
+    UsageError,
+    add_output,
+    add_threads,
+    count,
+    facts,
+    natural,
+    new_parser,
+    non_negative,
+    positive,
+    record,
+    seed,
+    write_json,
+)
+from .fsc import resolution_text
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from ..data import ParticleStack
+    from ..reconstruction import Reconstruction
+
+MAPS = ("map", "map_noreg", "half1", "half2", "half1_noreg", "half2_noreg")
+CURVES = ("fsc", "fsc_noreg")
+RESULTS = (
+    *(f"{name}.mrc" for name in MAPS),
+    *(f"{name}{suffix}" for name in CURVES for suffix in (".xml", ".star")),
+    "fsc.png",
+    "slices.png",
+    "convergence.csv",
+    "convergence.png",
+    "run.json",
+)
+
+_DESCRIPTION = """\
+Reconstruct a map from a particle set whose poses and CTF are known, as the minimiser of
+  1/2 |images - CTF projection map|^2 + lambda TV(map)
+(TV: total variation, the sum of the lengths of the map's gradient; --reg none leaves it out).
+
+DIR receives
+  map.mrc        the map, and map_noreg.mrc, the same without regularisation
+  half1.mrc      with --half-maps: the map of half set 1; half2.mrc;
+                 half1_noreg.mrc, half2_noreg.mrc, the same without regularisation
+  fsc.xml        with --half-maps: FSC of half1 and half2, for EMDB; fsc.star, as RELION's;
+                 fsc_noreg.xml, fsc_noreg.star, of the unregularised halves: the FSC to quote
+  slices.png     central slices; fsc.png, the curves; convergence.png, the solver
+  run.json       options, versions, inputs, times; convergence.csv, iteration by iteration
+With --reg none the maps are unregularised themselves, and there are no files *_noreg.
+"""
+_EXAMPLES = """\
+  invcryo reconstruct particles.star -o run --half-maps
+  invcryo reconstruct particles.star -o run --half-maps --mask mask.mrc --sym D2 --positivity
+  invcryo reconstruct --i particles.star --o run --angpix 1.06 --j 8
+  relion_postprocess --i run/half1_noreg.mrc --mask mask.mrc --o run/postprocess   (finds half2 itself)
+"""
+
+
+def add_parser(commands: Any) -> None:
+    parser = new_parser(commands, "reconstruct", run, "particles to a map", _DESCRIPTION, _EXAMPLES)
+    data = parser.add_argument_group("the particles")
+    data.add_argument(
+        "particles", metavar="PARTICLES.star", nargs="?", help="particle set of RELION 3.0 to 5"
+    )
+    data.add_argument("--i", metavar="PARTICLES.star", dest="particles_option", help="the same, as in RELION")
+    data.add_argument(
+        "--data-dir",
+        metavar="DIR",
+        help="folder that the image names are relative to (the RELION project); the working folder, the folder"
+        " of the STAR file and its parents are searched as well",
+    )
+    data.add_argument(
+        "--pixel-size",
+        "--angpix",
+        type=positive,
+        metavar="A",
+        help="angstrom per pixel, in place of what the STAR file says",
+    )
+    data.add_argument(
+        "--contrast",
+        choices=("white", "dark"),
+        default="white",
+        help="of the protein in the images; dark images change sign when read; default: white, as RELION",
+    )
+    data.add_argument(
+        "--angles",
+        choices=("degrees", "radians"),
+        help="unit of the angles; default: degrees, refused where they look like radians",
+    )
+    data.add_argument("--voltage", type=positive, metavar="KV", help="kilovolts, in place of rlnVoltage")
+    data.add_argument(
+        "--cs", type=non_negative, metavar="MM", help="millimetres, in place of rlnSphericalAberration"
+    )
+    data.add_argument(
+        "--amplitude-contrast",
+        type=non_negative,
+        metavar="Q",
+        help="a fraction, in place of rlnAmplitudeContrast",
+    )
+    data.add_argument("--optics-group", type=natural, metavar="N", help="use this optics group only")
+    data.add_argument(
+        "--ignore",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="COLUMN",
+        help="go on without a correction that is not modelled here, such as rlnBeamTiltX rlnBeamTiltY",
+    )
+    data.add_argument(
+        "--subset",
+        type=natural,
+        metavar="N",
+        help="use N particles only, drawn at random (by --seed); for a quick look",
+    )
+    data.add_argument("--half", type=int, choices=(1, 2), help="use one half set (rlnRandomSubset) only")
+
+    problem = parser.add_argument_group("the problem")
+    problem.add_argument(
+        "--reg", choices=("tv", "none"), default="tv", help="regularisation: total variation, or none"
+    )
+    problem.add_argument(
+        "--lam",
+        type=_lam,
+        default="auto",
+        metavar="X",
+        help="weight of the regularisation, 0 or more; auto (default) chooses it from the data",
+    )
+    problem.add_argument("--positivity", action="store_true", help="ask for a map without negative values")
+    problem.add_argument(
+        "--mask",
+        default="ball",
+        metavar="M.mrc",
+        help="where the map may differ from 0: ball (default, the ball that fits the box), none, or a map on"
+        " the same grid (inside where it is 0.5 or more)",
+    )
+    problem.add_argument(
+        "--sym", default="C1", metavar="G", help="point group: C1, C4, D2, T, O, I, ..., in RELION's setting"
+    )
+    problem.add_argument(
+        "--scale",
+        type=positive,
+        default=1.0,
+        metavar="S",
+        help="pixels per unknown, 1 or more: 2 to 4 are coarse, fast and robust; the map keeps the box of the"
+        " images; default: 1",
+    )
+    problem.add_argument(
+        "--half-maps", action="store_true", help="reconstruct the two half sets too, and FSC"
+    )
+
+    job = parser.add_argument_group("the job")
+    add_output(job)
+    job.add_argument("--max-iter", type=natural, metavar="N", help="most iterations of the solver")
+    job.add_argument(
+        "--seed",
+        type=seed,
+        default=0,
+        metavar="K",
+        help="of what is random: half sets if the file has none, --subset; default: 0",
+    )
+    add_threads(job)
+
+
+def run(args: argparse.Namespace, words: Sequence[str], console: Console) -> tuple[int, dict[str, Any]]:
+    _check(args)
+    from ..backend import use
+
+    started = time.time()
+    with use(threads=args.threads), OutputFolder(args.output, RESULTS, overwrite=args.overwrite) as folder:
+        stack = load(args)
+        mask = _mask(args.mask, args.pixel_size)
+        with Interrupts(console) as interrupts:
+            result = solve(args, stack, mask, console)
+        if interrupts.seen:
+            result.stopped_by = "interrupt"
+        return save(args, words, console, folder, stack, result, started)
+
+
+def load(args: argparse.Namespace) -> ParticleStack:
+    """The particles that the options ask for; images are not read yet."""
+    import numpy as np
+
+    from ..io import read_particles
+
+    stack = read_particles(
+        args.particles,
+        data_dir=args.data_dir,
+        pixel_size=args.pixel_size,
+        degrees=None if args.angles is None else args.angles == "degrees",
+        contrast=args.contrast,
+        voltage_kv=args.voltage,
+        cs_mm=args.cs,
+        amplitude_contrast=args.amplitude_contrast,
+        optics_group=args.optics_group,
+        ignore=args.ignore,
+    )
+    if args.half is not None:
+        stack = stack.halves()[args.half - 1]
+    if args.subset is not None:
+        if args.subset > len(stack):
+            raise ValueError(f"--subset {args.subset}, but there are {len(stack)} particles")
+        chosen = np.random.default_rng(args.seed).choice(len(stack), args.subset, replace=False)
+        stack = stack[np.sort(chosen)]
+    return stack
+
+
+def solve(args: argparse.Namespace, stack: ParticleStack, mask: Any, console: Console) -> Reconstruction:
+    from ..reconstruction import reconstruct
+
+    height, width = stack.image_shape
+    console.note(
+        f"{count(len(stack), 'particle')} of {width} x {height} pixels, {stack.pixel_size:g} angstrom"
+    )
+    result = reconstruct(
+        stack,
+        reg=args.reg,
+        lam=args.lam,
+        positivity=args.positivity,
+        mask=mask,
+        symmetry=args.sym,
+        scale=args.scale,
+        half_maps=args.half_maps,
+        max_iter=args.max_iter,
+        rng=args.seed,
+        progress=console.progress,
+    )
+    if args.reg == "none":  # the maps themselves are the unregularised ones
+        result = replace(result, map_noreg=None, half1_noreg=None, half2_noreg=None, fsc_noreg=None)  # type: ignore[arg-type]
+    return result
+
+
+def save(
+    args: argparse.Namespace,
+    words: Sequence[str],
+    console: Console,
+    folder: OutputFolder,
+    stack: ParticleStack,
+    result: Reconstruction,
+    started: float,
+) -> tuple[int, dict[str, Any]]:
+    """Write the results and say what they are."""
+    interrupted = result.stopped_by == "interrupt"
+    if interrupted and folder.existing:
+        raise Interrupted(
+            f"interrupted: nothing was written, the earlier results in {folder.path} are as they were"
+        )
+    for text in result.warnings:
+        console.warn(text)
+    with folder.results() as staging:
+        write_maps(staging, result)
+        draw(staging, result, console)
+        report = {
+            "particles": len(stack),
+            **summary(result),
+            "inputs": _inputs(args, stack),
+            "seed": args.seed,
+            "warnings": console.warnings,
+            **record(args, words, started),
+        }
+        write_json(staging / "run.json", report)
+    report = {"folder": folder.path, "files": [folder.path / name for name in folder.existing], **report}
+    tell(console, folder, report, result)
+    if interrupted:
+        raise Interrupted(
+            f"interrupted: the map reached so far was saved in {folder.path}; it has not converged", report
+        )
+    return EXIT_DONE, report
+
+
+def summary(result: Reconstruction) -> dict[str, Any]:
+    """The figures of a reconstruction, as they go into run.json."""
+    return {
+        "box": result.map.shape[0],
+        "pixel_size": result.pixel_size,
+        "lambda": result.lam,
+        "lambda_search": result.lam_search,
+        "stopped_by": result.stopped_by,
+        "iterations": len(result.history.get("iteration", ())),
+        "gram_error": result.gram_error,
+        "resolution_0.143_angstrom": {
+            name: None if curve is None else curve.resolution(0.143)
+            for name, curve in (("fsc", result.fsc), ("fsc_noreg", result.fsc_noreg))
+        },
+        "seconds": result.seconds,
+    }
+
+
+def write_maps(folder: Path, result: Reconstruction) -> None:
+    """Maps, curves and the history of the solver."""
+    from ..io import write_map
+    from ..io.atomic import atomic_open
+    from ..metrics import write_fsc_star, write_fsc_xml
+
+    for name in MAPS:
+        volume = getattr(result, name)
+        if volume is not None:
+            write_map(folder / f"{name}.mrc", volume, result.pixel_size, label=name)
+    for name in CURVES:
+        curve = getattr(result, name)
+        if curve is not None:
+            suffix = "" if name == "fsc" else "_noreg"
+            write_fsc_xml(folder / f"{name}.xml", curve, title=f"half1{suffix} against half2{suffix}")
+            write_fsc_star(folder / f"{name}.star", curve)
+    with atomic_open(folder / "convergence.csv", "w", encoding="utf-8", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(result.history)
+        table.writerows(zip_longest(*result.history.values(), fillvalue=""))
+
+
+def draw(folder: Path, result: Reconstruction, console: Console) -> bool:
+    """Draw the pictures; False, with a warning, where Matplotlib is not installed."""
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError:
+        console.warn("no pictures were drawn: matplotlib is not installed; run: pip install 'invcryo[plot]'")
+        return False
+    from .. import plot
+
+    rows = {"map.mrc": result.map}
+    if result.map_noreg is not None:
+        rows["map_noreg.mrc, without regularisation"] = result.map_noreg
+    draw_slices(folder / "slices.png", rows, result.pixel_size)
+    name = "half maps" if result.fsc_noreg is None else "regularised half maps"
+    curves = {"unregularised half maps": result.fsc_noreg, name: result.fsc}
+    shown = {name: curve for name, curve in curves.items() if curve is not None}
+    if shown:
+        plot.save(plot.fsc_curves(shown), folder / "fsc.png")
+    _draw_convergence(folder / "convergence.png", result.history)
+    return True
+
+
+def _draw_convergence(path: Path, history: dict[str, list[float]]) -> None:
+    """The objective above, what should vanish below."""
+    from .. import plot
+
+    shown = [key for key, values in history.items() if key not in ("iteration", "seconds") and len(values)]
+    panels = [
+        keys for keys in (["objective"], [k for k in shown if k != "objective"]) if set(keys) & set(shown)
+    ]
+    if not panels:
+        return
+    figure = _figure(6.4, 3.0 * len(panels))
+    for ax, keys in zip(figure.subplots(len(panels), 1, squeeze=False)[:, 0], panels, strict=True):
+        plot.convergence(history, keys, ax=ax)
+        if keys == ["objective"]:
+            ax.set_yscale("linear")
+    _save(figure, path)
+
+
+def draw_slices(path: Path, volumes: dict[str, NDArray], pixel_size: float) -> None:
+    """Central slices of several maps, one row for each."""
+    from .. import plot
+
+    figure = _figure(9.0, 3.5 * len(volumes))
+    parts = figure.subfigures(len(volumes), 1, squeeze=False).ravel()
+    for part, (title, volume) in zip(parts, volumes.items(), strict=True):
+        plot.slices(volume, pixel_size=pixel_size, title=title, axes=part.subplots(1, 3))
+    _save(figure, path)
+
+
+def _figure(width: float, height: float) -> Any:
+    """A figure of this size in inches, of no global state."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _save(figure: Any, path: Path) -> None:
+    from ..io.atomic import atomic_path
+
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=150)
+
+
+def tell(console: Console, folder: OutputFolder, report: dict[str, Any], result: Reconstruction) -> None:
+    """The result in a few lines."""
+    n = report["box"]
+    if result.lam is None:
+        lam = "no regularisation"
+    else:
+        lam = f"{result.lam:.4g}" + ("" if result.lam_search is None else ", chosen from the data")
+    console.say(f"{folder.path / 'map.mrc'}: {n} x {n} x {n} voxels of {result.pixel_size:g} angstrom")
+    rows: list[tuple[str, Any]] = [
+        ("particles", report["particles"]),
+        ("lambda", lam),
+        ("solver", f"{count(report['iterations'], 'iteration')}, stopped by {result.stopped_by}"),
+        ("time", f"{report['wall_seconds']:.1f} s on {count(report['threads'], 'thread')}"),
+    ]
+    if result.fsc is not None and result.fsc_noreg is not None:
+        rows.append(
+            ("resolution at FSC 0.143", f"{resolution_text(result.fsc_noreg, 0.143)}, unregularised halves")
+        )
+        rows.append(("", f"{resolution_text(result.fsc, 0.143)}, regularised halves"))
+    elif result.fsc is not None:
+        rows.append(("resolution at FSC 0.143", resolution_text(result.fsc, 0.143)))
+    console.say(facts(rows))
+    if result.fsc is not None and result.fsc_noreg is not None:
+        console.say("  (quote the first: regularised halves share their prior, which raises their FSC)")
+    pictures = [name for name in ("slices.png", "fsc.png", "convergence.png") if name in folder.existing]
+    if pictures:
+        console.say(f"pictures: {', '.join(str(folder.path / name) for name in pictures)}")
+
+
+def _check(args: argparse.Namespace) -> None:
+    """Options that do not go together."""
+    given = [p for p in (args.particles, args.particles_option) if p is not None]
+    if len(given) != 1:
+        raise UsageError("give the particle set once, as PARTICLES.star or with --i")
+    args.particles = given[0]
+    del args.particles_option
+    if args.subset is not None and args.subset < 3:
+        raise UsageError(
+            f"--subset {args.subset} is a number of particles here; for one half set, as in RELION, use --half"
+            f" {args.subset}"
+        )
+    if args.half is not None and args.half_maps:
+        raise UsageError("--half uses one half set, --half-maps needs both")
+    if args.reg == "none" and (args.positivity or args.lam != "auto"):
+        raise UsageError("--lam and --positivity need a regularisation, but --reg none was asked")
+    if args.scale < 1:
+        raise UsageError(f"--scale is 1 or more, got {args.scale:g}")
+
+
+def _mask(name: str, pixel_size: float | None) -> Any:
+    """The mask in the words of `reconstruct`: "ball", None, or a boolean volume."""
+    if name in ("ball", "none"):
+        return None if name == "none" else name
+    import numpy as np
+
+    from ..io import read_map
+
+    volume = read_map(name, pixel_size=pixel_size).data
+    if not np.isfinite(volume).all():
+        raise ValueError(f"mask {name} holds NaN or infinite values")
+    inside = volume >= 0.5
+    if not inside.any():
+        raise ValueError(
+            f"mask {name} is empty: its largest value is {volume.max():g}, inside is 0.5 or more"
+        )
+    return inside
+
+
+def _inputs(args: argparse.Namespace, stack: ParticleStack) -> dict[str, Any]:
+    """What the result was made from: a hash of the tables and maps, size and date of the (large) stacks."""
+    files = [args.particles] + ([] if args.mask in ("ball", "none") else [args.mask])
+    stacks = []
+    for path in getattr(stack.images, "paths", []):
+        status = path.stat()
+        modified = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(status.st_mtime))
+        stacks.append({"path": path, "bytes": status.st_size, "modified": modified})
+    return {"sha256": {str(path): _sha256(path) for path in files}, "stacks": stacks}
+
+
+def _sha256(path: str) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _lam(text: str) -> float | str:
+    return text if text == "auto" else non_negative(text)
