@@ -79,9 +79,9 @@ class _Threaded:
         self._module, self._options = module, options
 
     def __getattr__(self, name: str) -> Any:
+        if name == "next_fast_len":  # one answer for both engines: it decides the shape of an operator
+            return importlib.import_module("scipy.fft").next_fast_len
         function = getattr(self._module, name)
-        if name == "next_fast_len":
-            return function
         return lambda *args, **kwargs: function(*args, **{**self._options, **kwargs})
 
 

@@ -231,7 +231,7 @@ def test_gram(name, dtype):
     assert check_gram(A, 3.0 * ops.Identity(A.oshape, A.dtype), x=x) <= tolerance(
         name, A.dtype.type, nufft=True
     )
-    with pytest.raises(ValueError, match="weight .* does not fit"):
+    with pytest.raises(ValueError, match=r"weight .* does not fit"):
         A.gram(ops.Identity((*A.oshape, 2), A.dtype))
     with pytest.raises(TypeError, match="dtypes differ"):
         A.gram(ops.Identity(A.oshape, np.float32 if A.dtype == np.float64 else np.float64))
@@ -305,7 +305,7 @@ HAVE_ROWS = ("identity", "diagonal", "mask", "filter", "projector", "real-space"
 
 
 def test_rows(case):
-    name, A, x, y = case
+    name, A, x, _ = case
     if not name.startswith(HAVE_ROWS) or name in ("sum-circulants", "scaled-circulant"):
         with pytest.raises(TypeError, match="has no rows"):
             A.rows(slice(0, 1))
