@@ -672,6 +672,14 @@ def test_ctrl_c_twice_stops_at_once(cli, particles, tmp_path, interrupted_solver
     assert signal.getsignal(signal.SIGINT) is handler
 
 
+def test_ctrl_c_in_the_demo(cli, particles, tmp_path, monkeypatch, interrupted_solver):
+    small = (read_particles(particles), read_map(particles.with_name("truth.mrc")).data, "small")
+    monkeypatch.setattr("invcryo.cli.demo.load", lambda: small)
+    interrupted_solver(1)
+    code, _, err = cli("demo", "-o", tmp_path / "d", "--json")
+    assert code == 130 and "nothing was written" in err and not (tmp_path / "d").exists()
+
+
 def test_keyboard_interrupt_anywhere(cli, monkeypatch):
     def interrupted(*_, **__):
         raise KeyboardInterrupt

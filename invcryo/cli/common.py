@@ -50,11 +50,12 @@ class Aborted(BaseException):
 class Interrupts:
     """Ctrl-C in a long job: the first ends the present solver with what it has, the second ends the command.
 
-    A context manager; ``seen`` counts. Outside the main thread, where Python delivers no signals, it only waits.
+    A context manager; ``seen`` counts. Without ``patience`` the first one ends the command. Outside the main
+    thread, where Python delivers no signals, it does nothing.
     """
 
-    def __init__(self, console: Console) -> None:
-        self.seen, self._console = 0, console
+    def __init__(self, console: Console, *, patience: bool = True) -> None:
+        self.seen, self._console, self._patience = 0, console, patience
         self._earlier: Any = None
 
     def __enter__(self) -> Interrupts:
@@ -68,7 +69,7 @@ class Interrupts:
 
     def _receive(self, number: int, frame: object) -> None:
         self.seen += 1
-        if self.seen > 1:
+        if self.seen > 1 or not self._patience:
             raise Aborted
         self._console.error("interrupted, ending with what is there; press Ctrl-C again to stop at once")
         raise KeyboardInterrupt

@@ -12,6 +12,7 @@ from . import reconstruct as job
 from .common import (
     EXIT_DONE,
     Console,
+    Interrupts,
     OutputFolder,
     add_output,
     add_threads,
@@ -88,7 +89,8 @@ def _run(
     console.say(
         f"{len(stack)} images of {stack.box} x {stack.box} pixels, {stack.pixel_size:g} angstrom; {source}"
     )
-    result = reconstruct(stack, reg="tv", half_maps=True, progress=console.progress)
+    with Interrupts(console, patience=False):
+        result = reconstruct(stack, reg="tv", half_maps=True, progress=console.progress)
     maps = {"map": result.map, "map_noreg": result.map_noreg}
     curves = {name: fsc(volume, truth, pixel_size=stack.pixel_size) for name, volume in maps.items()}
     against_truth = {
