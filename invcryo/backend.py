@@ -20,6 +20,8 @@ from numpy.typing import NDArray
 
 __all__ = ["array_module", "fft", "inner", "norm", "real_dtype", "threads", "to_host", "use"]
 
+_SMALL = 1 << 16  # entries below which a sum is not worth a parallel loop
+
 _threads: contextvars.ContextVar[int | None] = contextvars.ContextVar("invcryo_threads", default=None)
 _engine: contextvars.ContextVar[str] = contextvars.ContextVar("invcryo_fft", default="scipy")
 
@@ -104,21 +106,18 @@ def real_dtype(dtype: Any) -> np.dtype:
 
 
 def inner(x: Any, y: Any) -> float:
-    """``sum(x * y)`` of two real arrays, accumulated in float64, as a Python float."""
-    if array_module(x) is not np:
-        return float((x.astype("f8").ravel() * y.ravel()).sum())
+    """``sum(x * y)`` of two real arrays, accumulated in float64, as a Python float.
+
+    The result does not depend on the number of threads.
+    """
     if x.shape != y.shape:
         raise ValueError(f"inner product of arrays of shapes {x.shape} and {y.shape}")
+    if array_module(x) is not np:
+        return float((x.astype("f8").ravel() * y.ravel()).sum())
     a, b = np.ravel(x), np.ravel(y)
-    if a.dtype == b.dtype == np.float64:
-        return float(np.dot(a, b))
-    block = 1 << 16  # small enough that the float64 copies stay in cache
-    return float(
-        sum(
-            np.dot(a[i : i + block].astype(np.float64), b[i : i + block].astype(np.float64))
-            for i in range(0, a.size, block)
-        )
-    )
+    if a.size < _SMALL or a.dtype != b.dtype:
+        return float(np.dot(a.astype(np.float64, copy=False), b.astype(np.float64, copy=False)))
+    return importlib.import_module("invcryo.kernels").dot(a, b)
 
 
 def norm(x: Any) -> float:

@@ -194,7 +194,7 @@ def total_variation_map(
     elif positivity:
         cost = cost + NonNegative()
     penalty = 2.0 * lam * mean_eigenvalue(data) / noise_scale(data, n_pixels)
-    states = admm(cost, max(penalty, 1e-30), x0, inner_iterations=1, relaxation=1.8)
+    states = admm(cost, max(penalty, 1e-30), x0, inner_iterations=1, relaxation=1.8, adapt=True)
     return run(
         states,
         max_iter,
@@ -256,7 +256,7 @@ def choose_lambda(
                         positivity=positivity,
                         x0=current[i],
                         tolerance=3e-2,
-                        max_iter=40,
+                        max_iter=15,
                         progress=progress,
                         label=f"lambda x 2^{step}",
                     )

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .. import kernels
 from ..backend import array_module, inner
 from ..operators import Identity
 from .base import Cost, Quadratic
@@ -33,6 +34,10 @@ class L21(Cost):
 
     def prox(self, z: NDArray, tau: float) -> NDArray:
         xp = array_module(z)
+        if xp is np and z.flags.c_contiguous:
+            out = np.empty_like(z)
+            kernels.shrink_groups(z.reshape(len(z), -1), tau, out.reshape(len(z), -1))
+            return out
         lengths = self._lengths(z)
         # max(1 - tau / length, 0), written so that a length of zero is no division by zero
         shrunk = xp.maximum(lengths - z.dtype.type(tau), 0)

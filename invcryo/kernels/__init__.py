@@ -19,7 +19,9 @@ __all__ = [
     "ctf_values",
     "difference_adjoint",
     "difference_apply",
+    "dot",
     "extract_slices",
+    "shrink_groups",
     "splat_adjoint",
     "splat_apply",
     "tube_kernel",
@@ -89,3 +91,15 @@ def difference_apply(x: NDArray, periodic: bool, out: NDArray) -> None:
 def difference_adjoint(u: NDArray, periodic: bool, out: NDArray) -> None:
     """The adjoint of `difference_apply`."""
     _cpu(u).difference_adjoint(u, periodic, out)
+
+
+def dot(a: NDArray, b: NDArray) -> float:
+    """``sum(a * b)`` of two flat arrays of one type, in float64, block by block in a fixed order."""
+    partial = np.empty(-(-a.size // 8192))
+    _cpu(a, b).dot(a, b, partial)
+    return float(partial.sum())
+
+
+def shrink_groups(z: NDArray, tau: float, out: NDArray) -> None:
+    """``out[:, k] = z[:, k] max(1 - tau / ||z[:, k]||, 0)``; both (groups, n)."""
+    _cpu(z).shrink_groups(z, z.dtype.type(tau), out)

@@ -228,3 +228,25 @@ def difference_adjoint(u, periodic, out):
                 if i + 1 < nx or periodic:
                     total -= u[2, z, y, i]
                 out[z, y, i] = total
+
+
+@njit(parallel=True, **_options)
+def dot(a, b, partial):
+    for block in prange(partial.size):
+        total = 0.0
+        for i in range(block * 8192, min((block + 1) * 8192, a.size)):
+            total += np.float64(a[i]) * np.float64(b[i])
+        partial[block] = total
+
+
+@njit(parallel=True, **_options)
+def shrink_groups(z, tau, out):
+    zero = z.dtype.type(0)
+    for k in prange(z.shape[1]):
+        square = zero
+        for i in range(z.shape[0]):
+            square += z[i, k] * z[i, k]
+        length = math.sqrt(square)
+        factor = (length - tau) / length if length > tau else zero
+        for i in range(z.shape[0]):
+            out[i, k] = factor * z[i, k]

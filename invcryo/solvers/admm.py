@@ -10,12 +10,13 @@ from numpy.typing import NDArray
 
 from ..backend import inner, norm
 from ..costs import Cost, Quadratic
-from ..operators import Circulant, Identity, LinOp
-from .cg import cg, circulant_preconditioner
+from ..operators import Identity, LinOp
+from .cg import cg, inverse_circulant
 from .driver import State
 
 __all__ = ["admm"]
 
+_BALANCE = 10  # iterations between two adaptations of the penalties
 _REFRESH = 20  # iterations between two products that remove the rounding errors of the known residual
 
 
@@ -27,6 +28,7 @@ def admm(
     inner_iterations: int = 3,
     relaxation: float = 1.0,
     precondition: bool = True,
+    adapt: bool = False,
     state: State | None = None,
 ) -> Iterator[State]:
     """Minimise ``cost`` = quadratic terms + ``sum_i f_i(L_i x)``, each ``f_i`` with a prox.
@@ -47,6 +49,9 @@ def admm(
         Over-relaxation in (0, 2); 1 is none.
     precondition : bool
         Use the circulant preconditioner in the inner loop.
+    adapt : bool
+        Balance the residuals: every 10 iterations, scale all penalties by the square root of the ratio of the primal to
+        the dual residual where that is above 5 or below 1/5 (Boyd 2011, section 3.4.1).
     state : State, optional
         Go on from an earlier run's ``result.state``, to the same result as an unbroken run.
 
@@ -88,21 +93,32 @@ def admm(
         raise ValueError(f"relaxation must lie in (0, 2), got {relaxation}")
 
     operators: list[LinOp] = [Identity(shape, dtype) if t.operator is None else t.operator for t in splits]
-    system = data.Q
-    for r, L in zip(rhos, operators, strict=True):
-        system = system + r * L.gram()
-    exact = None
-    M = None
-    if system.spectrum is not None:
-        if float(system.spectrum.min()) <= 0:
-            raise ValueError(
-                f"the linear system has a smallest eigenvalue of {float(system.spectrum.min()):.3g}: a rho above minus"
-                " the smallest eigenvalue of the data term is needed"
-            )
-        exact = Circulant(1.0 / system.spectrum, shape, dtype)
-    elif precondition and system.nearest_circulant() is not None:
-        M = circulant_preconditioner(system, floor=1e-4)
+    if state is not None:
+        rhos = list(state.memory["rho"])
+    grams = [L.gram() for L in operators]
+    exact = all(g.spectrum is not None for g in [data.Q, *grams])
+    nearest = [g.nearest_circulant() for g in [data.Q, *grams]]
 
+    def linear_system() -> tuple[LinOp, LinOp | None]:
+        """``Q + sum rho_i L_i^H L_i``, and its inverse: exact, approximate, or None."""
+        system = data.Q
+        for r, g in zip(rhos, grams, strict=True):
+            system = system + r * g
+        if any(s is None for s in nearest) or not (exact or precondition):
+            return system, None
+        spectrum = np.asarray(nearest[0], np.float64)
+        for r, s in zip(rhos, nearest[1:], strict=True):
+            spectrum = spectrum + r * s
+        if not exact:
+            return system, inverse_circulant(spectrum, system, 1e-4)
+        if float(spectrum.min()) <= 0:
+            raise ValueError(
+                f"the linear system has a smallest eigenvalue of {float(spectrum.min()):.3g}: the data term is"
+                " indefinite, and needs a rho above minus its smallest eigenvalue"
+            )
+        return system, inverse_circulant(spectrum, system, 0.0)
+
+    system, inverse = linear_system()
     if state is None:
         x = np.zeros(shape, dtype) if x0 is None else x0.astype(dtype, copy=True)
         u = [t.cost.prox(L.apply(x), t.scale / r) for t, L, r in zip(splits, operators, rhos, strict=True)]
@@ -120,14 +136,15 @@ def admm(
         right = data.b.copy()
         for r, L, v, a in zip(rhos, operators, u, dual, strict=True):
             right += dtype.type(r) * L.adjoint(v + a)
-        if exact is not None:
-            x = exact.apply(right)
+        if exact:
+            assert inverse is not None
+            x = inverse.apply(right)
             product = right
         else:
             # The residual is known from the last iteration; from time to time it is computed afresh, because
             # rounding errors add up in it.
             known = None if product is None or k % _REFRESH == 0 else right - product
-            for inner_state in islice(cg(system, right, x, M=M, residual=known), inner_iterations):
+            for inner_state in islice(cg(system, right, x, M=None if inverse is None else inverse.apply, residual=known), inner_iterations):
                 x = inner_state.x
                 product = right - inner_state.memory["r"]
         value = distance = change = size_x = size_u = size_dual = penalty = 0.0
@@ -135,9 +152,12 @@ def admm(
             image = L.apply(x)
             if np.isfinite(part := term.cost(image)):
                 value += term.scale * part
-            relaxed = image if relaxation == 1.0 else relaxation * image + (1 - relaxation) * u[i]
-            new = term.cost.prox(relaxed - dual[i], term.scale / r)
-            dual[i] += new - relaxed
+            # below, dual - (relaxed image) is formed once: the prox takes its negative, the multiplier adds to it
+            dual[i] -= dtype.type(relaxation) * image
+            if relaxation != 1.0:
+                dual[i] -= dtype.type(1 - relaxation) * u[i]
+            new = term.cost.prox(-dual[i], term.scale / r)
+            dual[i] += new
             distance += norm(image - new) ** 2
             change += (r * norm(L.adjoint(new - u[i]))) ** 2
             square = norm(image) ** 2
@@ -153,4 +173,13 @@ def admm(
             "primal": (distance / max(size_x, size_u, 1e-300)) ** 0.5,
             "dual": (change / max(size_dual, 1e-300)) ** 0.5,
         }
-        yield State(k, x, info, {"splits": u, "duals": dual, "product": product})
+        if adapt and splits and k % _BALANCE == 0:
+            ratio = info["primal"] / max(info["dual"], 1e-300)
+            if not 1 / 5 <= ratio <= 5:
+                factor = float(np.clip(ratio**0.5, 0.1, 10.0))
+                rhos = [factor * r for r in rhos]
+                for a in dual:  # the multipliers stay; their scaled form does not
+                    a /= dtype.type(factor)
+                system, inverse = linear_system()
+                product = None
+        yield State(k, x, info, {"splits": u, "duals": dual, "product": product, "rho": list(rhos)})

@@ -92,5 +92,10 @@ def circulant_preconditioner(Q: LinOp, *, floor: float = 1e-3) -> LinOp:
     spectrum = Q.nearest_circulant()
     if spectrum is None:
         raise ValueError(f"{Q!r} has no nearest circulant: solve without preconditioner (M=None)")
+    return inverse_circulant(spectrum, Q, floor)
+
+
+def inverse_circulant(spectrum: NDArray, like: LinOp, floor: float) -> LinOp:
+    """The periodic convolution with eigenvalues ``1 / spectrum``, the spectrum kept above ``floor`` x its largest."""
     spectrum = np.asarray(spectrum, np.float64)
-    return Circulant(1.0 / np.maximum(spectrum, floor * spectrum.max()), Q.ishape, Q.dtype)
+    return Circulant(1.0 / np.maximum(spectrum, floor * spectrum.max()), like.ishape, like.dtype)
