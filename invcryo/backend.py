@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 __all__ = ["array_module", "fft", "inner", "norm", "real_dtype", "threads", "to_host", "use"]
 
-_SMALL = 1 << 16  # entries below which a sum is not worth a parallel loop
+_SMALL = 1 << 17  # entries below which a second thread costs more than it saves
 
 _threads: contextvars.ContextVar[int | None] = contextvars.ContextVar("invcryo_threads", default=None)
 _engine: contextvars.ContextVar[str] = contextvars.ContextVar("invcryo_fft", default="scipy")
@@ -38,8 +38,14 @@ def to_host(x: Any) -> NDArray:
     return np.asarray(x) if xp is np else xp.asnumpy(x)
 
 
-def threads() -> int:
-    """Number of threads that operators may use: `use`, else $INVCRYO_NUM_THREADS, else every core we own."""
+def threads(work: int | None = None) -> int:
+    """Number of threads that operators may use: `use`, else $INVCRYO_NUM_THREADS, else every core we own.
+
+    One for a small amount of ``work`` (entries of the array): there the start of a parallel loop costs more than it
+    saves, and far more on a machine that others use too.
+    """
+    if work is not None and work < _SMALL:
+        return 1
     chosen = _threads.get()
     if chosen is not None:
         return chosen
@@ -93,8 +99,8 @@ def fft(x: Any) -> Any:
         return importlib.import_module("cupyx.scipy.fft")
     if _engine.get() == "pyfftw":
         module = importlib.import_module("pyfftw.interfaces.scipy_fft")
-        return _Threaded(module, workers=threads(), planner_effort="FFTW_ESTIMATE")
-    return _Threaded(importlib.import_module("scipy.fft"), workers=threads())
+        return _Threaded(module, workers=threads(x.size), planner_effort="FFTW_ESTIMATE")
+    return _Threaded(importlib.import_module("scipy.fft"), workers=threads(x.size))
 
 
 def real_dtype(dtype: Any) -> np.dtype:

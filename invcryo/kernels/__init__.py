@@ -28,13 +28,13 @@ __all__ = [
 ]
 
 
-def _cpu(*arrays: Any) -> Any:
-    """The Numba twins, with threads set; raises where an array is not NumPy's."""
+def _cpu(*arrays: Any, work: int | None = None) -> Any:
+    """The Numba twins, with threads set for the size of the ``work``; raises where an array is not NumPy's."""
     for a in arrays:
         if array_module(a) is not np:
             raise TypeError("this kernel has no GPU twin yet: move the array to the host first")
     module = importlib.import_module("invcryo.kernels.cpu")
-    module.set_threads(threads())
+    module.set_threads(threads(work))
     return module
 
 
@@ -85,21 +85,21 @@ def splat_adjoint(images: NDArray, axes: NDArray, shifts: NDArray, table: NDArra
 
 def difference_apply(x: NDArray, periodic: bool, out: NDArray) -> None:
     """Forward differences ``out[a] = x[.. + 1 along a] - x`` of a 3-D array; 0 or wrapped at the end."""
-    _cpu(x).difference_apply(x, periodic, out)
+    _cpu(x, work=x.size).difference_apply(x, periodic, out)
 
 
 def difference_adjoint(u: NDArray, periodic: bool, out: NDArray) -> None:
     """The adjoint of `difference_apply`."""
-    _cpu(u).difference_adjoint(u, periodic, out)
+    _cpu(u, work=out.size).difference_adjoint(u, periodic, out)
 
 
 def dot(a: NDArray, b: NDArray) -> float:
     """``sum(a * b)`` of two flat arrays of one type, in float64, block by block in a fixed order."""
     partial = np.empty(-(-a.size // 8192))
-    _cpu(a, b).dot(a, b, partial)
+    _cpu(a, b, work=a.size).dot(a, b, partial)
     return float(partial.sum())
 
 
 def shrink_groups(z: NDArray, tau: float, out: NDArray) -> None:
     """``out[:, k] = z[:, k] max(1 - tau / ||z[:, k]||, 0)``; both (groups, n)."""
-    _cpu(z).shrink_groups(z, z.dtype.type(tau), out)
+    _cpu(z, work=z.size).shrink_groups(z, z.dtype.type(tau), out)

@@ -337,7 +337,7 @@ class Toeplitz(LinOp):
         return r[tuple(slice(0, 2 * n - 1) for n in self.ishape)]
 
     def _apply(self, x: NDArray) -> NDArray:
-        lib, xp = fft(x), array_module(x)
+        lib, xp = fft(self._spectrum), array_module(x)  # threads for the padded size
         nz, ny, nx = self.ishape
         lz, ly, lx = self._padded
         rows = lib.fft(lib.rfft(x, lx, axis=2), ly, axis=1)
