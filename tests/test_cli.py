@@ -18,7 +18,8 @@ import pytest
 import invcryo.cli.demo
 import invcryo.reconstruction
 from invcryo.cli import _parser, main
-from invcryo.cli.common import OutputFolder, in_words_of_the_command_line, plain
+from invcryo.cli.common import in_words_of_the_command_line, plain
+from invcryo.cli.output import OutputFolder
 from invcryo.cli.reconstruct import RESULTS
 from invcryo.cli.simulate import PHANTOM_NAMES
 from invcryo.io import describe, open_stack, read_map, read_particles, write_map

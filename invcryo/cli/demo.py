@@ -13,16 +13,15 @@ from .common import (
     EXIT_DONE,
     Console,
     Interrupts,
-    OutputFolder,
     add_output,
     add_threads,
     count,
     facts,
     new_parser,
-    record,
-    write_json,
 )
 from .fsc import resolution_text
+from .output import OutputFolder, record, write_json
+from .pictures import draw, draw_slices
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -162,7 +161,7 @@ def _draw(
     curves: dict[str, Any],
     console: Console,
 ) -> None:
-    if not job.draw(folder, result, console):
+    if not draw(folder, result, console):
         return
     from .. import plot
 
@@ -171,7 +170,7 @@ def _draw(
         "map.mrc, total variation": result.map,
         "map_noreg.mrc, without regularisation": result.map_noreg,
     }
-    job.draw_slices(folder / "slices.png", rows, result.pixel_size)
+    draw_slices(folder / "slices.png", rows, result.pixel_size)
     against = {
         "unregularised against the truth": curves["map_noreg"],
         "total variation against the truth": curves["map"],

@@ -13,17 +13,15 @@ from typing import Any
 from .common import (
     EXIT_DONE,
     EXIT_FAILED,
-    OPTIONAL_PACKAGES,
-    PACKAGES,
     Console,
     add_threads,
     count,
     facts,
     new_parser,
     plain_message,
-    versions,
 )
 from .demo import data_file
+from .output import OPTIONAL_PACKAGES, PACKAGES, versions
 
 #: Relative error allowed of the float32 operators; FINUFFT is asked for 3e-5.
 _ADJOINT_TOLERANCE = 1e-5

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 from .common import (
     EXIT_DONE,
     Console,
-    OutputFolder,
     UsageError,
     add_output,
     add_threads,
@@ -19,10 +18,9 @@ from .common import (
     new_parser,
     non_negative,
     positive,
-    record,
     seed,
-    write_json,
 )
+from .output import OutputFolder, record, write_json
 
 if TYPE_CHECKING:
     import numpy as np

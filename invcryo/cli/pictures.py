@@ -1,0 +1,81 @@
+"""The pictures of a reconstruction."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .common import Console
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from ..reconstruction import Reconstruction
+
+
+def draw(folder: Path, result: Reconstruction, console: Console) -> bool:
+    """Draw the pictures; False, with a warning, where Matplotlib is not installed."""
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError:
+        console.warn("no pictures were drawn: matplotlib is not installed; run: pip install 'invcryo[plot]'")
+        return False
+    from .. import plot
+
+    rows = {"map.mrc": result.map}
+    if result.map_noreg is not None:
+        rows["map_noreg.mrc, without regularisation"] = result.map_noreg
+    draw_slices(folder / "slices.png", rows, result.pixel_size)
+    name = "half maps" if result.fsc_noreg is None else "regularised half maps"
+    curves = {"unregularised half maps": result.fsc_noreg, name: result.fsc}
+    shown = {name: curve for name, curve in curves.items() if curve is not None}
+    if shown:
+        plot.save(plot.fsc_curves(shown), folder / "fsc.png")
+    _draw_convergence(folder / "convergence.png", result.history)
+    return True
+
+
+def _draw_convergence(path: Path, history: dict[str, list[float]]) -> None:
+    """The objective above, what should vanish below."""
+    from .. import plot
+
+    shown = [key for key, values in history.items() if key not in ("iteration", "seconds") and len(values)]
+    panels = [
+        keys for keys in (["objective"], [k for k in shown if k != "objective"]) if set(keys) & set(shown)
+    ]
+    if not panels:
+        return
+    figure = _figure(6.4, 3.0 * len(panels))
+    for ax, keys in zip(figure.subplots(len(panels), 1, squeeze=False)[:, 0], panels, strict=True):
+        plot.convergence(history, keys, ax=ax)
+        if keys == ["objective"]:
+            ax.set_yscale("linear")
+    _save(figure, path)
+
+
+def draw_slices(path: Path, volumes: dict[str, NDArray], pixel_size: float) -> None:
+    """Central slices of several maps, one row for each."""
+    from .. import plot
+
+    figure = _figure(9.0, 3.5 * len(volumes))
+    parts = figure.subfigures(len(volumes), 1, squeeze=False).ravel()
+    for part, (title, volume) in zip(parts, volumes.items(), strict=True):
+        plot.slices(volume, pixel_size=pixel_size, title=title, axes=part.subplots(1, 3))
+    _save(figure, path)
+
+
+def _figure(width: float, height: float) -> Any:
+    """A figure of this size in inches, of no global state."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _save(figure: Any, path: Path) -> None:
+    from ..io.atomic import atomic_path
+
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=150)
