@@ -21,14 +21,14 @@ TUBE_RADIUS = 4.0
 
 
 def measure_rates(size: int, threads: int) -> dict[str, float]:
-    """Best of three: GFlop/s of FFTs of length 2 size, GB/s of a copy (read and written), GFlop/s of sgemm."""
+    """Best of ten: GFlop/s of FFTs of length 2 size, GB/s of a copy (read and written), GFlop/s of sgemm."""
     import numpy as np
     import scipy.fft
 
     def best(call: Callable[[], Any]) -> float:
         call()
         seconds = []
-        for _ in range(3):
+        for _ in range(10):
             start = time.perf_counter()
             call()
             seconds.append(time.perf_counter() - start)
