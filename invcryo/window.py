@@ -162,11 +162,11 @@ class KaiserBessel(Window):
         nu = self.order + 1.5
         inside = w < self.alpha
         z = np.sqrt(np.abs(self.alpha**2 - w**2))
-        safe = np.where(z > 1e-3, z, 1.0)
+        safe = np.where(z > 1e-6, z, 1.0)
         below = special.ive(nu, safe) * np.exp(np.minimum(safe, self.alpha) - self.alpha) / safe**nu
         above = special.jv(nu, safe) * np.exp(-self.alpha) / safe**nu
         limit = np.exp(-self.alpha) / (2.0**nu * special.gamma(nu + 1))
-        values = np.where(z > 1e-3, np.where(inside, below, above), limit)
+        values = np.where(z > 1e-6, np.where(inside, below, above), limit)
         factor = (
             (2 * np.pi) ** 1.5 * self.radius**3 * self.alpha**self.order / special.ive(self.order, self.alpha)
         )
