@@ -89,7 +89,7 @@ _WHERE = {
 _MODULES = (*_WHERE, "grid", "plot", "testing")
 _HOME = {name: module for module, names in _WHERE.items() for name in names}
 
-__all__ = ["__version__", "plot", "testing", *_HOME]  # noqa: PLE0604
+__all__ = ["__version__", "plot", "testing", *_HOME]
 
 
 def __getattr__(name: str) -> Any:

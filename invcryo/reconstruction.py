@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .backend import norm
 from .costs import L21, LeastSquares, NonNegative, Quadratic, SquaredL2, Support
 from .data import ParticleStack
 from .grid import centred_coordinates
@@ -122,8 +123,8 @@ def least_squares_map(
     support: NDArray | None = None,
     *,
     floor: float = FLOOR,
-    tolerance: float = 1e-2,
-    max_iter: int = 50,
+    tolerance: float = 3e-4,
+    max_iter: int = 100,
     progress: bool | None = None,
 ) -> Result:
     """The unregularised coefficients: preconditioned conjugate gradients on the normal equations.
@@ -195,13 +196,17 @@ def total_variation_map(
         cost = cost + NonNegative()
     penalty = 2.0 * lam * mean_eigenvalue(data) / noise_scale(data, n_pixels)
     states = admm(cost, max(penalty, 1e-30), x0, inner_iterations=1, relaxation=1.8, adapt=True)
-    return run(
+    result = run(
         states,
         max_iter,
         stop=residual_below(tolerance, "primal", "dual"),
         label=label,
         progress=progress,
     )
+    if result.history["objective"][-1] > data.c and result.stopped_by != "interrupt":
+        # an empty map costs data.c: lambda is so large that it is the better one, and likely the best
+        result.x = np.zeros_like(result.x)
+    return result
 
 
 def noise_scale(data: Quadratic, n_pixels: int) -> float:
@@ -324,7 +329,7 @@ def reconstruct(
         Also reconstruct the two half sets, with the same lambda, and their FSC. Uses ``stack.half``, or splits at
         random with a warning.
     max_iter : int, optional
-        Limit of iterations; default 50 for "none", 200 for "tv".
+        Limit of iterations; default 100 for "none", 200 for "tv".
 
     Returns
     -------
@@ -346,9 +351,15 @@ def reconstruct(
     start = time.perf_counter()
     window = KaiserBessel() if window is None else window
     notes: list[str] = []
-    seconds: dict[str, float] = {}
-    halves_needed = half_maps or (reg == "tv" and lam == "auto")
-    if halves_needed:
+    needed = memory_needed(stack.box, scale)
+    if needed > (available := _memory_available()):
+        raise MemoryError(
+            f"a box of {stack.box} at scale {scale:g} needs about {needed / 2**30:.1f} GiB of memory, and"
+            f" {available / 2**30:.1f} are free: use a larger scale ({scale + 1:g} needs"
+            f" {memory_needed(stack.box, scale + 1) / 2**30:.1f} GiB), or bin the particles"
+        )
+    cross_validated = reg == "tv" and lam == "auto"
+    if half_maps or cross_validated:
         if len(stack) < 2:
             raise ValueError("one particle cannot be split into half sets: give lam and half_maps=False")
         stack = _with_halves(stack, rng, notes)
@@ -362,25 +373,21 @@ def reconstruct(
         data.append(LeastSquares(A, part.images, symmetry=symmetry, progress=progress).quadratic())
     whole = data[0] if len(data) == 1 else data[0].plus(data[1])
     n_pixels = [math.prod(p.images.shape) for p in parts]
-    seconds["data"] = time.perf_counter() - start
-
+    seconds = {"data": time.perf_counter() - start}
     support = _support(mask, whole.Q.ishape, stack.box, scale)
     error = _gram_error(forward_model(parts[0], window, scale=scale))
 
-    def voxels(c: NDArray) -> NDArray:
-        kept = c if support is None else np.where(support, c, 0).astype(c.dtype)
-        return window.synthesize(kept, stack.box, scale=scale)
+    def voxels(result: Result) -> NDArray:
+        c = result.x if support is None else np.where(support, result.x, 0).astype(result.x.dtype)
+        return window.synthesize(np.maximum(c, 0) if positivity else c, stack.box, scale=scale)
 
     begin = time.perf_counter()
-    limit = 50 if max_iter is None else max_iter
+    limit = 100 if max_iter is None else max_iter
     plain = least_squares_map(whole, support, max_iter=limit, progress=progress)
-    halves_plain = [
-        least_squares_map(q, support, max_iter=limit, progress=progress) for q in (data if half_maps else [])
-    ]
-    seconds["least squares"] = time.perf_counter() - begin
+    map_noreg = voxels(plain)
     out = Reconstruction(
-        map=voxels(plain.x),
-        map_noreg=voxels(plain.x),
+        map=map_noreg,
+        map_noreg=map_noreg,
         pixel_size=stack.pixel_size,
         history=plain.history,
         stopped_by=plain.stopped_by,
@@ -388,44 +395,116 @@ def reconstruct(
         seconds=seconds,
         warnings=notes,
     )
-    halves = halves_plain
-    if reg == "tv":
-        begin = time.perf_counter()
-        if lam == "auto":
-            starts = (halves_plain[0].x, halves_plain[1].x) if half_maps else (plain.x, plain.x)
-            out.lam, out.lam_search = choose_lambda(
-                (data[0], data[1]),
-                (n_pixels[0], n_pixels[1]),
-                support,
-                positivity=positivity,
-                starts=starts,
-                progress=progress,
-            )
-            log.info("lambda %.4g chosen by cross-validation of the half sets", out.lam)
-        else:
-            out.lam = float(lam)
-        seconds["lambda"] = time.perf_counter() - begin
-        begin = time.perf_counter()
-        options: dict[str, Any] = {
-            "positivity": positivity,
-            "max_iter": 200 if max_iter is None else max_iter,
-            "progress": progress,
-        }
-        result = total_variation_map(whole, out.lam, sum(n_pixels), support, x0=plain.x, **options)
-        out.map, out.history, out.stopped_by = voxels(result.x), result.history, result.stopped_by
-        # lambda is in units of the noise of H^T y, which grows as the square root of the number of images
-        halves = [
-            total_variation_map(q, out.lam * math.sqrt(n / sum(n_pixels)), n, support, x0=h.x, **options)
-            for q, n, h in zip(data, n_pixels, halves_plain, strict=False)
-        ]
-        seconds["total variation"] = time.perf_counter() - begin
-    if half_maps:
-        out.half1_noreg, out.half2_noreg = (voxels(h.x) for h in halves_plain)
-        out.half1, out.half2 = (voxels(h.x) for h in halves)
+    try:
+        _unless_interrupted(plain)
+        halves_plain = []
+        for q in data if len(data) == 2 else []:
+            halves_plain.append(least_squares_map(q, support, max_iter=limit, progress=progress))
+            _unless_interrupted(halves_plain[-1])
+        if half_maps:
+            out.half1_noreg, out.half2_noreg = (voxels(h) for h in halves_plain)
+            out.half1, out.half2 = out.half1_noreg, out.half2_noreg
+        seconds["least squares"] = time.perf_counter() - begin
+        if reg == "tv":
+            begin = time.perf_counter()
+            if cross_validated:
+                out.lam, out.lam_search = choose_lambda(
+                    (data[0], data[1]),
+                    (n_pixels[0], n_pixels[1]),
+                    support,
+                    positivity=positivity,
+                    starts=(halves_plain[0].x, halves_plain[1].x),
+                    progress=progress,
+                )
+                log.info("lambda %.4g chosen by cross-validation of the half sets", out.lam)
+            else:
+                out.lam = float(lam)
+            seconds["lambda"] = time.perf_counter() - begin
+            begin = time.perf_counter()
+            options: dict[str, Any] = {
+                "positivity": positivity,
+                "max_iter": 200 if max_iter is None else max_iter,
+                "progress": progress,
+            }
+            result = total_variation_map(whole, out.lam, sum(n_pixels), support, x0=plain.x, **options)
+            out.map, out.history, out.stopped_by = voxels(result), result.history, result.stopped_by
+            _unless_interrupted(result)
+            if half_maps:
+                # lambda is in units of the noise of H^T y, which grows as the square root of the number of images
+                halves = []
+                for q, n, h in zip(data, n_pixels, halves_plain, strict=True):
+                    share = math.sqrt(n / sum(n_pixels))
+                    halves.append(total_variation_map(q, out.lam * share, n, support, x0=h.x, **options))
+                    _unless_interrupted(halves[-1])
+                out.half1, out.half2 = (voxels(h) for h in halves)
+            seconds["total variation"] = time.perf_counter() - begin
+    except _InterruptedStage:
+        out.stopped_by = "interrupt"
+    if out.half1 is not None and out.half2 is not None:
+        assert out.half1_noreg is not None and out.half2_noreg is not None
         out.fsc_noreg = fsc(out.half1_noreg, out.half2_noreg, pixel_size=stack.pixel_size)
-        out.fsc = fsc(out.half1, out.half2, pixel_size=stack.pixel_size)
+        if out.half1.any() and out.half2.any():
+            out.fsc = fsc(out.half1, out.half2, pixel_size=stack.pixel_size)
+        else:
+            notes.append("a regularised half map is empty, so the two have no FSC: lambda is too large, or there is no signal")
+    notes.extend(_doubts(out))
+    for note in notes:
+        log.warning(note)
     seconds["total"] = time.perf_counter() - start
     return out
+
+
+class _InterruptedStage(Exception):
+    """Ctrl-C ended a stage: what has been reached is returned, and nothing more is begun."""
+
+
+def _unless_interrupted(result: Result) -> None:
+    if result.stopped_by == "interrupt":
+        raise _InterruptedStage
+
+
+def memory_needed(box: int, scale: float) -> int:
+    """Bytes that `reconstruct` holds at its peak, estimated from the sizes of its arrays.
+
+    The fine grid of the kernel's non-uniform FFT (1.25 x 2 n per axis, complex) or the kernels of two half sets and
+    their sum with the work arrays of the solver, whichever is larger. Independent of the number of particles.
+    """
+    n = round(box / scale)
+    fine = 8 * (2.5 * n) ** 3 + 2 * 8 * (2 * n) ** 3
+    solving = 3 * 2 * (2 * n) ** 3 + 40 * 4 * n**3
+    return int(max(fine, solving) + 8 * box**3 * 4 + 3 * 10**8)
+
+
+def _memory_available() -> float:
+    """Free bytes of memory where the system tells, else infinity."""
+    try:
+        with open("/proc/meminfo") as file:
+            for line in file:
+                if line.startswith("MemAvailable"):
+                    return 1024.0 * int(line.split()[1])
+    except OSError:
+        pass
+    return math.inf
+
+
+def _doubts(out: Reconstruction) -> list[str]:
+    """What in the result should make a user look again."""
+    doubts = []
+    inside = sum(c**2 for c in centred_coordinates(out.map.shape)) <= (min(out.map.shape) / 2 - 2) ** 2
+    density = out.map[inside].astype(np.float64)
+    spread = density.std()
+    if spread == 0 or (out.lam is not None and spread < 0.02 * out.map_noreg[inside].std(dtype=np.float64)):
+        doubts.append(
+            f"the map is almost constant: lambda = {out.lam:.3g} is too large; leave it to be chosen, or try a tenth"
+            if out.lam is not None
+            else "the map is constant: do the images hold anything?"
+        )
+    elif (skew := float((((density - density.mean()) / spread) ** 3).mean())) < -0.5:
+        doubts.append(
+            f"the density is darker than its surroundings (skewness {skew:.2f}): dark particles? Read them with"
+            " contrast='dark'"
+        )
+    return doubts
 
 
 def _with_halves(stack: ParticleStack, rng: Any, notes: list[str]) -> ParticleStack:
@@ -441,8 +520,6 @@ def _with_halves(stack: ParticleStack, rng: Any, notes: list[str]) -> ParticleSt
         "no half sets in the input: the particles were split at random. Their poses were refined together, so the"
         " FSC is not a gold standard"
     )
-    for note in notes:
-        log.warning(note)
     return dataclasses.replace(stack, half=drawn)
 
 
@@ -454,7 +531,7 @@ def _support(mask: Any, shape: tuple[int, ...], box: int, scale: float) -> NDArr
         if mask != "ball":
             raise ValueError(f"unknown mask {mask!r}: expected 'ball', None or a boolean array")
         radius = (box / 2 - 2) / scale
-        return sum(c**2 for c in centred_coordinates(shape)) <= radius**2
+        return np.asarray(sum(c**2 for c in centred_coordinates(shape)) <= radius**2)
     mask = np.asarray(mask)
     if mask.shape != (box,) * 3:
         raise ValueError(f"the mask has shape {mask.shape}, the images need {(box,) * 3}")
@@ -469,15 +546,14 @@ def _support(mask: Any, shape: tuple[int, ...], box: int, scale: float) -> NDArr
     return mask[np.ix_(*index)]
 
 
-def _gram_error(A: LinOp, views: int = 8) -> float:
-    """The self-check: relative error of the kernel against H^H H on a few views."""
-    few = A.rows(slice(0, views))
+def _gram_error(A: LinOp, views: int = 8, side: int = 48) -> float:
+    """The self-check: relative error of the kernel against H^H H on a few views of a small volume."""
+    shape = tuple(min(n, side - (side - n) % 2) for n in A.ishape)  # keeps the parity of the sides
+    few = A.rows(slice(0, views)).resized(shape)
     gram = few.gram()
-    rng = np.random.default_rng(0)
-    inside = sum(c**2 for c in centred_coordinates(A.ishape)) <= (min(A.ishape) / 2 - 2) ** 2
-    x = np.where(inside, rng.standard_normal(A.ishape), 0).astype(A.dtype)
+    x = np.random.default_rng(0).standard_normal(shape).astype(A.dtype)
     exact = few.adjoint(few.apply(x))
-    error = float(np.linalg.norm(gram.apply(x) - exact) / np.linalg.norm(exact))
+    error = norm(gram.apply(x) - exact) / norm(exact)
     if error > 1e-2:
         raise RuntimeError(
             f"the normal kernel differs from H^H H by {error:.2g} on a random volume: this is a defect of the"

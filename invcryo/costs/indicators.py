@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
@@ -37,7 +39,7 @@ class Support(Cost):
     """``x = 0`` outside a boolean mask, and ``x >= 0`` inside it if ``nonnegative``."""
 
     def __init__(self, mask: ArrayLike, *, nonnegative: bool = False) -> None:
-        self.mask = np.asarray(mask) if not hasattr(mask, "dtype") else mask
+        self.mask: Any = mask if hasattr(mask, "dtype") else np.asarray(mask)
         if self.mask.dtype != bool:
             raise TypeError(f"a support is a boolean mask, got {self.mask.dtype}; write mask > 0.5")
         self.nonnegative = nonnegative

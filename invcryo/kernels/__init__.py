@@ -19,7 +19,6 @@ __all__ = [
     "ctf_values",
     "difference_adjoint",
     "difference_apply",
-    "dot",
     "extract_slices",
     "shrink_groups",
     "splat_adjoint",
@@ -91,13 +90,6 @@ def difference_apply(x: NDArray, periodic: bool, out: NDArray) -> None:
 def difference_adjoint(u: NDArray, periodic: bool, out: NDArray) -> None:
     """The adjoint of `difference_apply`."""
     _cpu(u, work=out.size).difference_adjoint(u, periodic, out)
-
-
-def dot(a: NDArray, b: NDArray) -> float:
-    """``sum(a * b)`` of two flat arrays of one type, in float64, block by block in a fixed order."""
-    partial = np.empty(-(-a.size // 8192))
-    _cpu(a, b, work=a.size).dot(a, b, partial)
-    return float(partial.sum())
 
 
 def shrink_groups(z: NDArray, tau: float, out: NDArray) -> None:

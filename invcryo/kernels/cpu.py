@@ -231,15 +231,6 @@ def difference_adjoint(u, periodic, out):
 
 
 @njit(parallel=True, **_options)
-def dot(a, b, partial):
-    for block in prange(partial.size):
-        total = 0.0
-        for i in range(block * 8192, min((block + 1) * 8192, a.size)):
-            total += np.float64(a[i]) * np.float64(b[i])
-        partial[block] = total
-
-
-@njit(parallel=True, **_options)
 def shrink_groups(z, tau, out):
     zero = z.dtype.type(0)
     for k in prange(z.shape[1]):

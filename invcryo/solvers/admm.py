@@ -97,14 +97,14 @@ def admm(
         rhos = list(state.memory["rho"])
     grams = [L.gram() for L in operators]
     exact = all(g.spectrum is not None for g in [data.Q, *grams])
-    nearest = [g.nearest_circulant() for g in [data.Q, *grams]]
+    nearest = [s for s in (g.nearest_circulant() for g in [data.Q, *grams]) if s is not None]
 
     def linear_system() -> tuple[LinOp, LinOp | None]:
         """``Q + sum rho_i L_i^H L_i``, and its inverse: exact, approximate, or None."""
         system = data.Q
         for r, g in zip(rhos, grams, strict=True):
             system = system + r * g
-        if any(s is None for s in nearest) or not (exact or precondition):
+        if len(nearest) <= len(grams) or not (exact or precondition):
             return system, None
         spectrum = np.asarray(nearest[0], np.float64)
         for r, s in zip(rhos, nearest[1:], strict=True):
@@ -144,7 +144,8 @@ def admm(
             # The residual is known from the last iteration; from time to time it is computed afresh, because
             # rounding errors add up in it.
             known = None if product is None or k % _REFRESH == 0 else right - product
-            for inner_state in islice(cg(system, right, x, M=None if inverse is None else inverse.apply, residual=known), inner_iterations):
+            steps = cg(system, right, x, M=None if inverse is None else inverse.apply, residual=known)
+            for inner_state in islice(steps, inner_iterations):
                 x = inner_state.x
                 product = right - inner_state.memory["r"]
         value = distance = change = size_x = size_u = size_dual = penalty = 0.0

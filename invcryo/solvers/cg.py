@@ -42,9 +42,8 @@ def cg(
     Yields
     ------
     State
-        ``info["residual"]`` is ``||b - Q x|| / ||b||``, ``info["objective"]`` is ``x'Qx/2 - b'x``; ``memory["r"]`` is the
-        residual ``b - Q x``. Ends when the
-        residual is zero, or the curvature is not positive.
+        ``info["residual"]`` is ``||b - Q x|| / ||b||``, ``info["objective"]`` is ``x'Qx/2 - b'x``, and ``memory["r"]``
+        is the residual ``b - Q x``. Ends when the residual is zero, or the curvature is not positive.
     """
     if state is None:
         x = np.zeros_like(b) if x0 is None else x0.astype(b.dtype, copy=True)

@@ -1,0 +1,299 @@
+"""The main job on small simulated particles, and on the reference data sets."""
+
+import json
+import os
+import signal
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from invcryo import reconstruction
+from invcryo.cli import main
+from invcryo.costs import LeastSquares
+from invcryo.data import ParticleStack, Poses
+from invcryo.io import read_map, read_particles
+from invcryo.metrics import correlation, fsc
+from invcryo.reconstruction import forward_model, least_squares_map, reconstruct
+from invcryo.rotation import matrix_from_euler
+from invcryo.simulate import phantom, simulate_particles
+from invcryo.symmetry import symmetrise
+from invcryo.window import BandLimited, KaiserBessel
+
+
+@pytest.fixture(scope="module")
+def simulated():
+    """200 particles of 32 pixels with CTF, shifts and noise; the truth in their units."""
+    stack = simulate_particles(phantom("enzyme", 32, rng=5), 200, 5.0, snr=0.1, shift_px=2.0, rng=11)
+    return stack, stack.images.truth
+
+
+def mean_fsc(volume, truth):
+    return fsc(volume, truth.astype(np.float32), pixel_size=5.0).correlation[1:14].mean()
+
+
+def test_tv_with_automatic_lambda_is_better_than_no_regularisation(simulated):
+    stack, truth = simulated
+    out = reconstruct(stack, half_maps=True)
+    assert out.map.dtype == np.float32 and out.map.shape == (32, 32, 32)
+    assert mean_fsc(out.map, truth) > mean_fsc(out.map_noreg, truth) + 0.02
+    assert out.stopped_by.startswith("residual_below") and out.gram_error < 1e-3 and out.warnings == []
+    scores = [t["score"] for t in out.lam_search]
+    assert len(scores) >= 3 and min(scores) not in (scores[0], scores[-1])
+    error = np.linalg.norm(out.map - truth) / np.linalg.norm(truth)
+    assert error < 0.35  # the units of the truth are kept: no free scale
+
+
+def test_the_chosen_lambda_is_near_the_best_one(simulated):
+    stack, truth = simulated
+    chosen = reconstruct(stack)
+    others = {f: reconstruct(stack, lam=chosen.lam * f) for f in (0.25, 0.5, 2.0, 4.0)}
+    errors = {f: np.linalg.norm(r.map - truth) for f, r in others.items()}
+    assert np.linalg.norm(chosen.map - truth) <= 1.1 * min(errors.values()), errors
+
+
+def test_half_maps_see_their_own_particles_only(simulated):
+    stack, _ = simulated
+    out = reconstruct(stack, reg="none", half_maps=True)
+    for number, half in ((1, out.half1), (2, out.half2)):
+        alone = reconstruct(stack[stack.half == number], reg="none")
+        np.testing.assert_allclose(half, alone.map, atol=1e-4 * np.abs(alone.map).max())
+
+
+def test_missing_half_sets_are_drawn_and_said(simulated):
+    stack, _ = simulated
+    bare = ParticleStack(stack.images, stack.pixel_size, stack.poses, stack.ctf)
+    one, two = (reconstruct(bare, reg="none", half_maps=True, rng=3) for _ in range(2))
+    assert "not a gold standard" in one.warnings[0]
+    np.testing.assert_array_equal(one.half1, two.half1)
+
+
+@pytest.mark.parametrize("scale", [1.0, 1.5, 2.0, 3.0, 4.0])
+def test_every_scale_gives_the_low_frequencies(simulated, scale):
+    stack, truth = simulated
+    out = reconstruct(stack, reg="none", scale=scale)
+    assert out.map.shape == (32, 32, 32)
+    shells = slice(1, 7 if scale < 2 else max(3, int(16 / scale) - 3))
+    assert fsc(out.map, truth.astype(np.float32), pixel_size=5.0).correlation[shells].min() > 0.7
+
+
+@pytest.mark.parametrize("window", [KaiserBessel(), KaiserBessel.wide(), BandLimited()], ids=repr)
+@pytest.mark.parametrize("box", [31, 32])
+def test_without_noise_the_truth_comes_back(window, box):
+    truth = phantom("blobs", box, rng=2)
+    stack = simulate_particles(truth, 150, 3.0, snr=1e6, defocus_angstrom=None, normalise=False, rng=4)
+    out = reconstruct(stack, reg="none", window=window)
+    assert np.linalg.norm(out.map - truth) < 0.02 * np.linalg.norm(truth)
+
+
+def test_positivity_and_mask(simulated):
+    stack, truth = simulated
+    ball = sum(c**2 for c in np.ogrid[-16:16, -16:16, -16:16]) <= 13**2
+    out = reconstruct(stack, positivity=True, mask=ball)
+    assert out.map.min() > -0.05 * out.map.max()  # coefficients are positive; the band limit leaves ripples
+    far = sum(c**2 for c in np.ogrid[-16:16, -16:16, -16:16]) > 16**2
+    assert np.abs(out.map[far]).max() < 0.02 * out.map.max()
+    assert mean_fsc(out.map, truth) > mean_fsc(out.map_noreg, truth)
+
+
+@pytest.mark.parametrize("group", ["C3", "D2", "D7"])
+def test_symmetry_makes_few_views_enough(group):
+    truth = symmetrise(phantom("enzyme", 32, rng=1, symmetry=group), group).astype(np.float32)
+    stack = simulate_particles(truth, 40, 5.0, snr=0.2, rng=6)
+    plain, symmetric = reconstruct(stack, reg="none"), reconstruct(stack, reg="none", symmetry=group)
+    target = stack.images.truth
+    assert mean_fsc(symmetric.map, target) > mean_fsc(plain.map, target) + 0.02
+    # the copies are turned by splines, which is not exact at the noise's frequencies
+    assert correlation(symmetric.map, symmetrise(symmetric.map, group)) > 0.98
+    assert correlation(plain.map, symmetrise(plain.map, group)) < 0.9
+
+
+def test_a_noise_only_stack_has_no_fsc():
+    rng = np.random.default_rng(0)
+    empty = simulate_particles(phantom("shell", 32), 200, 5.0, snr=0.1, rng=0)
+    noise = rng.standard_normal((200, 32, 32), dtype=np.float32)
+    stack = ParticleStack(noise, 5.0, empty.poses, empty.ctf, empty.half)
+    out = reconstruct(stack, half_maps=True)
+    n = out.fsc_noreg.voxels[2:14]
+    # the ball leaves about half of the box: neighbouring Fourier voxels share what they know
+    assert (np.abs(out.fsc_noreg.correlation[2:14]) < 6 * (2 / n) ** 0.5).all()
+    # cross-validation finds nothing that predicts the other half
+    assert out.fsc is None and not out.map.any() and any("no signal" in w for w in out.warnings)
+
+
+# -- doubts, refusals, interruption -----------------------------------------------------------------------
+
+
+def test_dark_particles_are_noticed(simulated):
+    stack, _ = simulated
+    dark = ParticleStack(-stack.images[:], stack.pixel_size, stack.poses, stack.ctf, stack.half)
+    assert any("contrast='dark'" in w for w in reconstruct(dark).warnings)
+
+
+def test_a_lambda_that_flattens_the_map_is_noticed(simulated):
+    stack, _ = simulated
+    assert any("lambda = 1e+06 is too large" in w for w in reconstruct(stack, lam=1e6).warnings)
+
+
+def test_too_little_memory_is_refused_before_work(simulated, monkeypatch):
+    monkeypatch.setattr(reconstruction, "_memory_available", lambda: 2.0**20)
+    with pytest.raises(MemoryError, match=r"box of 32 at scale 1 needs about .* GiB .* use a larger scale"):
+        reconstruct(simulated[0])
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"reg": "l1"}, "unknown regulariser 'l1'"),
+        ({"reg": "none", "positivity": True}, "need a regulariser"),
+        ({"lam": -1.0}, "not negative, got -1.0"),
+        ({"lam": "best"}, "got 'best'"),
+        ({"mask": "sphere"}, "unknown mask 'sphere'"),
+        ({"mask": np.ones((8, 8, 8), bool)}, r"mask has shape \(8, 8, 8\)"),
+        ({"mask": np.ones((32, 32, 32))}, "must be boolean"),
+        ({"mask": np.zeros((32, 32, 32), bool)}, "mask is empty"),
+        ({"symmetry": "Q3"}, "Q3"),
+        ({"scale": 0.5}, "at least 1"),
+    ],
+)
+def test_nonsense_is_refused(simulated, options, message):
+    with pytest.raises((ValueError, TypeError), match=message):
+        reconstruct(simulated[0][:4], **{"lam": 1.0, **options} if "reg" not in options else options)
+
+
+def test_a_stack_without_poses_says_so(simulated):
+    stack = simulated[0]
+    with pytest.raises(ValueError, match="no poses"):
+        reconstruct(ParticleStack(stack.images, 5.0, None, stack.ctf, stack.half))
+
+
+def test_nan_pixels_name_the_image(simulated):
+    stack = simulated[0][:8]
+    images = stack.images[:]
+    images[5, 3, 3] = np.nan
+    bad = ParticleStack(images, 5.0, stack.poses, stack.ctf)
+    with pytest.raises(ValueError, match=r"image 5 .*NaN"):
+        LeastSquares(forward_model(bad), bad.images).quadratic()
+
+
+def test_ctrl_c_returns_what_is_there_and_begins_nothing_more(simulated):
+    stack = simulated[0]
+    begun = []
+    original = reconstruction.total_variation_map
+
+    def interrupted(*args, **kwargs):
+        begun.append(1)
+        os.kill(os.getpid(), signal.SIGINT)
+        return original(*args, **kwargs)
+
+    previous = signal.signal(signal.SIGINT, signal.default_int_handler)
+    reconstruction.total_variation_map = interrupted
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            reconstruct(stack, lam=1.0)
+    finally:
+        reconstruction.total_variation_map = original
+        signal.signal(signal.SIGINT, previous)
+    assert begun == [1]
+
+
+def test_an_interrupted_stage_ends_the_reconstruction(simulated, monkeypatch):
+    original = least_squares_map
+    calls = []
+
+    def stopped(*args, **kwargs):
+        calls.append(1)
+        result = original(*args, **kwargs)
+        result.stopped_by = "interrupt"
+        return result
+
+    monkeypatch.setattr(reconstruction, "least_squares_map", stopped)
+    out = reconstruct(simulated[0], half_maps=True)
+    assert out.stopped_by == "interrupt" and out.half1 is None and out.lam is None and calls == [1]
+    assert np.isfinite(out.map).all()
+
+
+def test_poses_at_the_poles_and_axes():
+    truth = phantom("helix", 24, rng=3)
+    angles = np.array([(r, t, p) for r in (0, 45, 90) for t in (0, 45, 90, 180) for p in (0, 90)], float)
+    poses = Poses(matrix_from_euler(*angles.T), np.zeros((len(angles), 2)))
+    A = forward_model(ParticleStack(np.zeros((len(angles), 24, 24), np.float32), 3.0, poses), BandLimited())
+    images = A.apply(truth.astype(np.float32))
+    out = reconstruct(ParticleStack(images, 3.0, poses), reg="none", window=BandLimited())
+    assert np.isfinite(out.map).all() and correlation(out.map, truth) > 0.9
+
+
+# -- reference data ---------------------------------------------------------------------------------------
+
+
+def fourier_cropped(volume, box):
+    n = volume.shape[0]
+    spectrum = np.fft.fftshift(np.fft.fftn(np.fft.ifftshift(volume)))
+    low = n // 2 - box // 2
+    part = spectrum[(slice(low, low + box),) * 3]
+    return np.fft.fftshift(np.fft.ifftn(np.fft.ifftshift(part)).real).astype(np.float32)
+
+
+@pytest.mark.data
+def test_beta_galactosidase_reaches_the_reference(reference_data, tmp_path):
+    folder = reference_data / "spa-betagal-10061-a"
+    arguments = [
+        str(folder / "betagal_particles.star"),
+        "-o",
+        str(tmp_path / "run"),
+        "--data-dir",
+        str(folder),
+    ]
+    assert main(["reconstruct", *arguments, "--sym", "D2", "--scale", "2", "--quiet"]) == 0
+    model = read_map(folder / "model_5a1a_molmap_96.mrc").data
+    sphere = sum(c**2 for c in np.ogrid[-48:48, -48:48, -48:48]) <= (110 / 2.548) ** 2
+    curves = {}
+    for name in ("map", "map_noreg"):
+        volume = fourier_cropped(read_map(tmp_path / "run" / f"{name}.mrc").data, 96)
+        curves[name] = fsc(volume * sphere, model * sphere, pixel_size=2.548).correlation
+    for angstrom, reference in ((20.0, 0.77), (10.0, 0.50)):
+        shell = round(96 * 2.548 / angstrom)
+        assert curves["map"][shell] >= reference, (angstrom, curves["map"][shell])
+    assert (curves["map"][4:25] > curves["map_noreg"][4:25]).all()
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["particles"] == 53
+
+
+@pytest.mark.data
+def test_cryodrgn_toy_volume_comes_back(reference_data):
+    folder = reference_data / "spa-cryodrgn-toy"
+    truth = read_map(folder / "toymodel_small_nocenter.mrc", kind="volume").data
+    rotations = np.load(folder / "rotations.npy")
+    images = read_particles(folder / "toy_projections.star", data_dir=folder, pixel_size=1.0).images
+    stack = ParticleStack(images, 1.0, Poses(rotations))
+    out = reconstruct(stack, reg="none", mask=None)
+    curve = fsc(out.map, truth.astype(np.float32), pixel_size=stack.pixel_size)
+    # its README: correlation 0.968 and FSC above 0.98 to shell 13 of 15, by trilinear insertion
+    assert correlation(out.map, truth) > 0.968 and curve.correlation[1:14].min() > 0.98
+    transposed = ParticleStack(stack.images, stack.pixel_size, Poses(rotations.transpose(0, 2, 1)))
+    assert correlation(reconstruct(transposed, reg="none", mask=None).map, truth) < 0.7
+
+
+@pytest.mark.data
+def test_trpv1_images_match_their_map(reference_data, tmp_path):
+    folder = reference_data / "spa-trpv1-10"
+    linked = tmp_path / "batch_0_restacked.mrc"  # the name that the STAR file gives the stack
+    linked.symlink_to(folder / "trpv1_small_stack.mrcs")
+    stack = read_particles(folder / "trpv1_small_stack.star", data_dir=tmp_path)
+    volume = read_map(folder / "trpv1_volume.mrc").data
+    images = stack.images[:]
+    circle = np.hypot(*np.ogrid[-24:24, -24:24]) < 20
+    frequency = np.hypot(np.fft.rfftfreq(48)[None], np.fft.fftfreq(48)[:, None])
+
+    def match(poses):
+        model = forward_model(replace(stack, poses=poses), BandLimited()).apply(volume.astype(np.float32))
+        filtered = np.fft.irfft2(np.fft.rfft2(images) * (frequency < 0.25), s=(48, 48))
+        return np.array(
+            [np.corrcoef(a[circle], b[circle])[0, 1] for a, b in zip(filtered, model, strict=True)]
+        )
+
+    right = match(stack.poses)
+    assert right.min() > 0.30 and right.mean() > 0.33  # the README's 0.31 to 0.38
+    assert match(Poses(stack.poses.matrices, -stack.poses.shifts)).mean() < 0.1
+    out = reconstruct(stack, symmetry="C4")
+    curve = fsc(out.map, volume.astype(np.float32), pixel_size=4.88).correlation
+    assert curve[3] > 0.91 and curve[4:12].min() > 0.40  # the README: 0.91 at 78 A, 0.4 to 0.5 down to 21 A
