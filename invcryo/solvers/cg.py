@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from itertools import count
 
@@ -13,6 +14,8 @@ from ..operators import Circulant, LinOp
 from .driver import State
 
 __all__ = ["cg", "circulant_preconditioner"]
+
+log = logging.getLogger(__name__)
 
 
 def cg(
@@ -68,15 +71,24 @@ def cg(
         q = Q.apply(p)
         curvature = inner(p, q)
         if curvature <= 0:
+            memory = {"r": r, "p": p, "rz": rz}
+            figures = _figures(x, b, r, size)
+            if figures["residual"] > float(np.finfo(b.dtype).eps) ** 0.5:
+                log.warning(
+                    "cg ends at iteration %d with a relative residual of %.2g: the operator has no positive"
+                    " curvature there (%.2g), so it is indefinite, or singular with b outside its range",
+                    k, figures["residual"], curvature,
+                )  # fmt: skip
+            if k == start:
+                yield State(k, x, figures, memory)
             return
-        a = rz / curvature
-        scale = b.dtype.type(a)
-        x += scale * p
-        r -= scale * q
+        # new arrays: those of the last state stay what they were, also if this iteration is interrupted
+        scale = b.dtype.type(rz / curvature)
+        x = x + scale * p
+        r = r - scale * q
         z = r if M is None else M(r)
         new = inner(r, z)
-        p *= b.dtype.type(new / rz)
-        p += z
+        p = z + b.dtype.type(new / rz) * p
         rz = new
         yield State(k, x, _figures(x, b, r, size), {"r": r, "p": p, "rz": rz})
 
