@@ -7,6 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # one process per core already
+    os.environ.setdefault("INVCRYO_NUM_THREADS", "1")
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
