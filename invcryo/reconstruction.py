@@ -501,8 +501,8 @@ def _doubts(out: Reconstruction) -> list[str]:
         )
     elif (skew := float((((density - density.mean()) / spread) ** 3).mean())) < -0.5:
         doubts.append(
-            f"the density is darker than its surroundings (skewness {skew:.2f}): dark particles? Read them with"
-            " contrast='dark'"
+            f"the density is darker than its surroundings (skewness {skew:.2f}): are the particles dark? Read them"
+            " with contrast='dark', or without it if that was given"
         )
     return doubts
 

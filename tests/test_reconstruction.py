@@ -127,7 +127,7 @@ def test_a_noise_only_stack_has_no_fsc():
 def test_dark_particles_are_noticed(simulated):
     stack, _ = simulated
     dark = ParticleStack(-stack.images[:], stack.pixel_size, stack.poses, stack.ctf, stack.half)
-    assert any("contrast='dark'" in w for w in reconstruct(dark).warnings)
+    assert any("are the particles dark?" in w for w in reconstruct(dark).warnings)
 
 
 def test_a_lambda_that_flattens_the_map_is_noticed(simulated):
