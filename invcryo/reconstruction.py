@@ -446,7 +446,9 @@ def reconstruct(
         if out.half1.any() and out.half2.any():
             out.fsc = fsc(out.half1, out.half2, pixel_size=stack.pixel_size)
         else:
-            notes.append("a regularised half map is empty, so the two have no FSC: lambda is too large, or there is no signal")
+            notes.append(
+                "a regularised half map is empty, so the two have no FSC: lambda is too large, or there is no signal"
+            )
     notes.extend(_doubts(out))
     for note in notes:
         log.warning(note)

@@ -664,11 +664,19 @@ def test_ctrl_c_in_the_solver_saves_what_is_there(cli, particles, tmp_path, inte
     assert code == 130 and "earlier results" in err and contents(tmp_path / "run") == before
 
 
-def test_ctrl_c_twice_stops_at_once(cli, particles, tmp_path, interrupted_solver):
+def test_ctrl_c_twice_stops_at_once(cli, particles, tmp_path, interrupted_solver, monkeypatch):
     interrupted_solver(2)
+    ended = invcryo.reconstruction._unless_interrupted
+
+    def interrupted_again(result):
+        if result.stopped_by == "interrupt":
+            signal.raise_signal(signal.SIGINT)
+        ended(result)
+
+    monkeypatch.setattr(invcryo.reconstruction, "_unless_interrupted", interrupted_again)
     words = ("reconstruct", particles, "-o", tmp_path / "run", "--half-maps", "--lam", "3")
     handler = signal.getsignal(signal.SIGINT)
-    code, _, err = cli(*words)  # the map gets the first, the first half map the second
+    code, _, err = cli(*words)
     assert code == 130 and "nothing was written" in err and not (tmp_path / "run").exists()
     assert signal.getsignal(signal.SIGINT) is handler
 
