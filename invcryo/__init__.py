@@ -27,6 +27,7 @@ _WHERE = {
     "costs": ["Box", "Cost", "L1", "L21", "LeastSquares", "NonNegative", "Quadratic", "SquaredL2", "Support"],
     "ctf": ["CTF", "electron_wavelength"],
     "data": ["ParticleStack", "Poses"],
+    "inversion": ["choose_lambda", "least_squares_map", "total_variation_map"],
     "io": [
         "Map",
         "describe",
@@ -54,14 +55,7 @@ _WHERE = {
         "Toeplitz",
         "ZeroPad",
     ],
-    "reconstruction": [
-        "Reconstruction",
-        "choose_lambda",
-        "forward_model",
-        "least_squares_map",
-        "reconstruct",
-        "total_variation_map",
-    ],
+    "reconstruction": ["Reconstruction", "forward_model", "reconstruct"],
     "rotation": [
         "align_rotations",
         "euler_from_matrix",

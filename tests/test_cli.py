@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 import invcryo.cli.demo
+import invcryo.inversion
 import invcryo.reconstruction
 from invcryo.cli import _parser, main
 from invcryo.cli.common import in_words_of_the_command_line, plain
@@ -634,7 +635,7 @@ def interrupted_solver(monkeypatch):
     """Function: the solver gets Ctrl-C in these iterations."""
 
     def install(*iterations):
-        admm = invcryo.reconstruction.admm
+        admm = invcryo.inversion.admm
 
         def with_signals(*args, **options):
             for state in admm(*args, **options):
@@ -642,7 +643,7 @@ def interrupted_solver(monkeypatch):
                 if state.iteration in iterations:
                     signal.raise_signal(signal.SIGINT)
 
-        monkeypatch.setattr(invcryo.reconstruction, "admm", with_signals)
+        monkeypatch.setattr(invcryo.inversion, "admm", with_signals)
 
     return install
 
@@ -666,14 +667,14 @@ def test_ctrl_c_in_the_solver_saves_what_is_there(cli, particles, tmp_path, inte
 
 def test_ctrl_c_twice_stops_at_once(cli, particles, tmp_path, interrupted_solver, monkeypatch):
     interrupted_solver(2)
-    ended = invcryo.reconstruction._unless_interrupted
+    ended = invcryo.reconstruction.unless_interrupted
 
     def interrupted_again(result):
         if result.stopped_by == "interrupt":
             signal.raise_signal(signal.SIGINT)
         ended(result)
 
-    monkeypatch.setattr(invcryo.reconstruction, "_unless_interrupted", interrupted_again)
+    monkeypatch.setattr(invcryo.reconstruction, "unless_interrupted", interrupted_again)
     words = ("reconstruct", particles, "-o", tmp_path / "run", "--half-maps", "--lam", "3")
     handler = signal.getsignal(signal.SIGINT)
     code, _, err = cli(*words)

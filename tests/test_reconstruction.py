@@ -12,9 +12,10 @@ from invcryo import reconstruction
 from invcryo.cli import main
 from invcryo.costs import LeastSquares
 from invcryo.data import ParticleStack, Poses
+from invcryo.inversion import least_squares_map
 from invcryo.io import read_map, read_particles
 from invcryo.metrics import correlation, fsc
-from invcryo.reconstruction import forward_model, least_squares_map, reconstruct
+from invcryo.reconstruction import forward_model, reconstruct
 from invcryo.rotation import matrix_from_euler
 from invcryo.simulate import phantom, simulate_particles
 from invcryo.symmetry import symmetrise
