@@ -8,7 +8,7 @@ from itertools import count, islice
 import numpy as np
 from numpy.typing import NDArray
 
-from ..backend import inner, norm
+from ..backend import inner
 from ..costs import Cost, Quadratic
 from ..operators import Identity, LinOp
 from .cg import cg, inverse_circulant
@@ -86,7 +86,7 @@ def admm(
             data = q if data is None else data.plus(q)
     if data is None:
         raise ValueError("admm needs a quadratic term, such as LeastSquares, in the cost")
-    rhos = [float(r) for r in (rho if isinstance(rho, Sequence) else [rho] * len(splits))]
+    rhos = [float(r) for r in (np.ravel(rho) if np.ndim(rho) else [rho] * len(splits))]  # type: ignore[arg-type]
     if len(rhos) != len(splits) or any(not r > 0 for r in rhos):
         raise ValueError(f"{len(splits)} split terms need as many positive rho, got {rho}")
     if not 0 < relaxation < 2:
@@ -111,10 +111,11 @@ def admm(
             spectrum = spectrum + r * s
         if not exact:
             return system, inverse_circulant(spectrum, system, 1e-4)
-        if float(spectrum.min()) <= 0:
+        lowest = float((spectrum + np.minimum(nearest[0], 0)).min())
+        if lowest < 0 or float(spectrum.min()) <= 0:
             raise ValueError(
-                f"the linear system has a smallest eigenvalue of {float(spectrum.min()):.3g}: the data term is"
-                " indefinite, and needs a rho above minus its smallest eigenvalue"
+                f"the data term is indefinite: its smallest eigenvalue is {float(np.min(nearest[0])):.3g}, and rho too"
+                " small for the iteration to contract; a rho of twice its size does"
             )
         return system, inverse_circulant(spectrum, system, 0.0)
 
@@ -136,8 +137,7 @@ def admm(
         right = data.b.copy()
         for r, L, v, a in zip(rhos, operators, u, dual, strict=True):
             right += dtype.type(r) * L.adjoint(v + a)
-        if exact:
-            assert inverse is not None
+        if exact and inverse is not None:
             x = inverse.apply(right)
             product = right
         else:
@@ -149,24 +149,28 @@ def admm(
                 x = inner_state.x
                 product = right - inner_state.memory["r"]
         value = distance = change = size_x = size_u = size_dual = penalty = 0.0
-        for i, (term, r, L) in enumerate(zip(splits, rhos, operators, strict=True)):
+        # new lists of new arrays: the last state may still be wanted if this iteration is interrupted
+        moved_u, moved_dual = [], []
+        for term, r, L, old, a in zip(splits, rhos, operators, u, dual, strict=True):
             image = L.apply(x)
             if np.isfinite(part := term.cost(image)):
                 value += term.scale * part
-            # below, dual - (relaxed image) is formed once: the prox takes its negative, the multiplier adds to it
-            dual[i] -= dtype.type(relaxation) * image
+            # the multiplier less the (relaxed) image: the prox takes its negative, the new multiplier adds to it
+            multiplier = a - dtype.type(relaxation) * image
             if relaxation != 1.0:
-                dual[i] -= dtype.type(1 - relaxation) * u[i]
-            new = term.cost.prox(-dual[i], term.scale / r)
-            dual[i] += new
-            distance += norm(image - new) ** 2
-            change += (r * norm(L.adjoint(new - u[i]))) ** 2
-            square = norm(image) ** 2
-            penalty += r * square
-            size_x += square
-            size_u += norm(new) ** 2
-            size_dual += (r * norm(L.adjoint(dual[i]))) ** 2
-            u[i] = new
+                multiplier -= dtype.type(1 - relaxation) * old
+            new = term.cost.prox(-multiplier, term.scale / r)
+            multiplier += new
+            distance += square(image - new)
+            change += r * r * square(L.adjoint(new - old))
+            size = square(image)
+            penalty += r * size
+            size_x += size
+            size_u += square(new)
+            size_dual += r * r * square(L.adjoint(multiplier))
+            moved_u.append(new)
+            moved_dual.append(multiplier)
+        u, dual = moved_u, moved_dual
         # x'Qx = x'(system x) - sum rho |L x|^2: the value of the data term needs no product of its own
         value += 0.5 * (inner(x, product) - penalty) - inner(data.b, x) + data.c
         info = {
@@ -184,3 +188,8 @@ def admm(
                 system, inverse = linear_system()
                 product = None
         yield State(k, x, info, {"splits": u, "duals": dual, "product": product, "rho": list(rhos)})
+
+
+def square(x: NDArray) -> float:
+    """``||x||^2``; infinite, and no error, where a diverging iteration overflows."""
+    return inner(x, x)
