@@ -15,11 +15,14 @@ from numpy.typing import NDArray
 from ..backend import array_module, threads
 
 __all__ = [
+    "add_planes",
     "add_slices",
     "ctf_values",
     "difference_adjoint",
     "difference_apply",
     "extract_slices",
+    "fill_margins",
+    "fold_points",
     "shrink_groups",
     "splat_adjoint",
     "splat_apply",
@@ -95,3 +98,25 @@ def difference_adjoint(u: NDArray, periodic: bool, out: NDArray) -> None:
 def shrink_groups(z: NDArray, tau: float, out: NDArray) -> None:
     """``out[:, k] = z[:, k] max(1 - tau / ||z[:, k]||, 0)``; both (groups, n)."""
     _cpu(z, work=z.size).shrink_groups(z, z.dtype.type(tau), out)
+
+
+def fold_points(points: NDArray, size: int, margin: int, planes: int, opposite: NDArray) -> None:
+    """Move points (3, J) = (x, y, z), rad, to the half space z >= 0, and there to a grid of its own, in place.
+
+    Points with negative z, modulo one turn, change sign; ``opposite`` (J,) says which. Then z = 0, which is plane
+    ``margin`` of ``planes``, and z = pi, ``size // 2`` planes on, become angles over all ``planes`` from -pi.
+    """
+    _cpu(points, work=points.size).fold_points(points, size, margin, planes, opposite)
+
+
+def add_planes(grid: NDArray, margin: int, total: NDArray) -> None:
+    """``total += conj(grid)`` without its margins, whose planes are added where their mirror images lie.
+
+    ``total`` holds planes 0 to the middle of a periodic grid; these two, their own mirror images, count double.
+    """
+    _cpu(grid, work=grid.size).add_planes(grid, margin, total)
+
+
+def fill_margins(grid: NDArray, margin: int) -> None:
+    """The margins of `add_planes` from their mirror images: ``grid[l] = conj(grid[-l])``."""
+    _cpu(grid, work=grid.size).fill_margins(grid, margin)

@@ -241,3 +241,59 @@ def shrink_groups(z, tau, out):
         factor = (length - tau) / length if length > tau else zero
         for i in range(z.shape[0]):
             out[i, k] = factor * z[i, k]
+
+
+@njit(parallel=True, **_options)
+def fold_points(points, size, margin, planes, opposite):
+    for j in prange(points.shape[1]):
+        turns = points[2, j] * (0.5 / math.pi)
+        turns -= np.rint(turns)
+        opposite[j] = turns < 0
+        if turns < 0:
+            turns = -turns
+            points[0, j] = -points[0, j]
+            points[1, j] = -points[1, j]
+        points[2, j] = ((turns * size + margin) / planes - 0.5) * (2 * math.pi)
+
+
+@njit(inline="always")
+def _add_mirrored(plane, out):
+    ny, nx = out.shape
+    for y in range(ny):
+        row, mirrored = out[y], plane[(ny - y) % ny]
+        row[0] += mirrored[0]
+        for x in range(1, nx):
+            row[x] += mirrored[nx - x]
+
+
+@njit(parallel=True, **_options)
+def add_planes(grid, margin, total):
+    last = total.shape[0] - 1
+    for z in prange(last + 1):
+        for y in range(total.shape[1]):
+            row, out = grid[margin + z, y], total[z, y]
+            for x in range(total.shape[2]):
+                out[x] += np.conj(row[x])
+                if z == 0 or z == last:
+                    out[x] += np.conj(row[x])
+        if 0 < z <= margin:
+            _add_mirrored(grid[margin - z], total[z])
+        if last - margin <= z < last:
+            _add_mirrored(grid[margin + 2 * last - z], total[z])
+
+
+@njit(parallel=True, **_options)
+def fill_margins(grid, margin):
+    ny, nx = grid.shape[1:]
+    last = grid.shape[0] - 2 * margin - 1
+    for k in prange(2 * margin):
+        # planes -1, -2, .. from 1, 2, ..; planes last + 1, .. from last - 1, ..
+        i = k // 2 + 1
+        source, out = (grid[margin + i], grid[margin - i])
+        if k % 2:
+            source, out = grid[margin + last - i], grid[margin + last + i]
+        for y in range(ny):
+            row, mirrored = out[y], source[(ny - y) % ny]
+            row[0] = np.conj(mirrored[0])
+            for x in range(1, nx):
+                row[x] = np.conj(mirrored[nx - x])

@@ -25,7 +25,7 @@ from ..data import Poses
 from ..window import KaiserBessel, Window
 from .base import LinOp
 from .fourier import ImageFilter, Toeplitz
-from .nufft import gridded_to_points, points_to_grid
+from .nufft import GridReader, GridWriter
 
 __all__ = ["Projector", "RealSpaceProjector"]
 
@@ -181,24 +181,25 @@ class Projector(_Views):
         height, width = self.image_shape
         weight = self._transfer.astype(self.dtype)
         lib = fft(out)
+        reader = GridReader(x)
         for part in self._batches():
-            values = gridded_to_points(x, self._points(part)).reshape(-1, self._index.size)
+            values = reader.at(self._points(part)).reshape(-1, self._index.size)
             spectra = np.empty((len(values), height, width // 2 + 1), self._complex)
             kernels.extract_slices(values, self._index, weight, *self._phases(part), spectra)
             out[part] = lib.irfft2(spectra, s=self.image_shape, overwrite_x=True)
         return out
 
     def _adjoint(self, y: NDArray) -> NDArray:
-        out = np.zeros(self.ishape, self.dtype)
         pixels = self.image_shape[0] * self.image_shape[1]
         weight = (self._multiplicity * self._transfer / pixels).astype(self.dtype)
         lib = fft(y)
+        writer = GridWriter(self.ishape, self.dtype)
         for part in self._batches():
             spectra = lib.rfft2(y[part])
             strengths = np.empty((len(spectra), self._index.size), self._complex)
             kernels.add_slices(spectra, self._index, weight, *self._phases(part), strengths)
-            out += points_to_grid(strengths.reshape(-1), self._points(part), self.ishape).real
-        return out
+            writer.add(self._points(part), strengths.reshape(-1))
+        return writer.result()
 
     # -- the normal kernel --------------------------------------------------------------------------------
 
@@ -208,7 +209,7 @@ class Projector(_Views):
         return super()._gram(W)
 
     def slice_kernel(self, W: ImageFilter | None = None) -> NDArray:
-        """The kernel of H^H W H for a filter ``W``, float64 on lags ``-(n-1)..n-1``, by non-uniform FFT.
+        """The kernel of H^H W H for a filter ``W``, on lags ``-(n-1)..n-1``, by non-uniform FFT.
 
         ``r[k] = sum_p (1 / m^2) sum_w |s^3 phi^(s w)|^2 W_p(w) exp(i w . s M_p k)``: exact for this
         operator up to the accuracy of the transform.
@@ -216,7 +217,7 @@ class Projector(_Views):
         shape = tuple(2 * n - 1 for n in self.ishape)
         pixels = self.image_shape[0] * self.image_shape[1]
         weight = (self._multiplicity * self._transfer**2 / pixels).astype(self.dtype)
-        out = np.zeros(shape, np.float64)
+        writer = GridWriter(shape, self.dtype, real=True)
         for part in self._batches():
             n = part.stop - part.start
             if W is None:
@@ -227,9 +228,8 @@ class Projector(_Views):
                     raise TypeError("the weight of a gram must be a real filter")
                 taken = response.reshape(len(response), -1)[:, self._index]
                 strengths = np.broadcast_to(taken * weight, (n, weight.size)).astype(self._complex)
-            out += points_to_grid(strengths.reshape(-1), self._points(part), shape).real
-        # rounding leaves the two halves different in the last digits; the operator must be symmetric
-        return 0.5 * (out + out[::-1, ::-1, ::-1])
+            writer.add(self._points(part), strengths.reshape(-1))
+        return writer.result()
 
     def check_gram(
         self,
