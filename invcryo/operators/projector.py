@@ -272,7 +272,9 @@ class RealSpaceProjector(_Views):
 
     Its gram is the kernel of Donati 2020, Theorem 1, read along a tube around each viewing axis: by far the
     fastest kernel, and approximate in two ways. It takes the image plane as unbounded, and the sum over
-    pixels as an integral: relative error 7e-4 for the default window, 4e-6 for `KaiserBessel.wide`.
+    pixels as an integral, which leaves out what the window folds above the Nyquist frequency of the pixels.
+    Relative error on positive volumes seen from 100 views: 1e-3 for the default window, 5e-6 for
+    `KaiserBessel.wide`; on white noise, which has as much above as below, 4e-2 and 2e-4. `Projector` has an exact one.
     """
 
     def __init__(
