@@ -92,7 +92,9 @@ def _nufft(grid: int, points: int) -> dict[str, Any]:
 
     def work(choice: tuple[float, int]) -> tuple[float, float]:
         side = fast_length(math.ceil(choice[0] * grid))
-        return 3 * side**2 * fft_flops(side), 4.0 * points * choice[1] ** 3
+        # real, so half of the lines, and on each axis only those that hold or will keep something
+        lines = 0.5 * (grid**2 + grid * side + side**2)
+        return lines * fft_flops(side), 4.0 * points * choice[1] ** 3
 
     fft, spread = min((work(c) for c in NUFFT_CHOICES), key=lambda w: w[0] + w[1] / 10)
     return {"fft_flops": fft, "flops": spread, "points": points}

@@ -16,7 +16,7 @@ from .base import Cost, Quadratic
 
 __all__ = ["LeastSquares"]
 
-_BATCH_PIXELS = 1 << 23  # pixels of images that are held at a time: 32 MB in single precision
+_BATCH_PIXELS = 1 << 22  # pixels of images that are held at a time: 16 MB in single precision
 
 
 class LeastSquares(Cost):
