@@ -1,32 +1,17 @@
 """Make the demo stack of data/demo: run ``python data/make_demo.py`` in the root of the repository.
 
-Every number of the set is here; the same versions of NumPy and invcryo give the same files.
+The numbers of the set are in `invcryo.cli.demo.simulate`, which ``invcryo demo`` falls back on where the files are not
+installed; the same versions of NumPy and invcryo give the same files.
 """
 
 from pathlib import Path
 
-from invcryo.simulate import phantom, simulate_particles, write_simulation
-
-BOX = 48
-PIXEL_SIZE = 5.0
-PARTICLES = 500
+from invcryo.cli.demo import simulate
+from invcryo.simulate import write_simulation
 
 
 def main() -> None:
-    stack = simulate_particles(
-        phantom("enzyme", BOX, rng=2),
-        PARTICLES,
-        PIXEL_SIZE,
-        snr=0.1,
-        defocus_angstrom=(8000.0, 20000.0),
-        astigmatism_angstrom=400.0,
-        voltage_kv=300.0,
-        cs_mm=2.7,
-        amplitude_contrast=0.1,
-        shift_px=2.0,
-        rng=20261121,
-    )
-    write_simulation(Path(__file__).resolve().parent / "demo", stack)
+    write_simulation(Path(__file__).resolve().parent / "demo", simulate())
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ __all__ = [
     "least_squares_map",
     "mean_eigenvalue",
     "noise_scale",
+    "supported",
     "total_variation_map",
     "unless_interrupted",
 ]
@@ -37,6 +38,11 @@ class InterruptedStage(Exception):
 def unless_interrupted(result: Result) -> None:
     if result.stopped_by == "interrupt":
         raise InterruptedStage
+
+
+def supported(x: NDArray, support: NDArray | None) -> NDArray:
+    """``x`` with zeros outside the support: what ADMM holds only up to its tolerance, exactly."""
+    return x if support is None else np.where(support, x, 0).astype(x.dtype)
 
 
 def mean_eigenvalue(data: Quadratic) -> float:
@@ -199,15 +205,12 @@ def choose_lambda(
                         progress=progress,
                         label=f"lambda x 2^{step}",
                     )
-                maps.append(
-                    result.x if support is None else np.where(support, result.x, 0).astype(result.x.dtype)
-                )
+                maps.append(supported(result.x, support))
                 current[i] = result.x
             search[step] = halves[1](maps[0]) + halves[0](maps[1]) - empty
         return search[step]
 
     lowest, highest = -10, 8
-    step = -1
     direction = 1 if score(0) < score(-1) else -1
     step = 0 if direction == 1 else -1
     while lowest < step < highest and score(step + direction) < score(step):

@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .backend import norm
 from .costs import LeastSquares, Quadratic
 from .data import ParticleStack
 from .grid import centred_coordinates
@@ -23,12 +22,14 @@ from .inversion import (
     InterruptedStage,
     choose_lambda,
     least_squares_map,
+    supported,
     total_variation_map,
     unless_interrupted,
 )
 from .metrics import FSC, fsc
 from .operators import ImageFilter, LinOp, Projector
 from .solvers import Result
+from .testing import check_gram
 from .window import KaiserBessel, Window
 
 __all__ = ["Reconstruction", "forward_model", "memory_needed", "reconstruct"]
@@ -178,18 +179,19 @@ def reconstruct(
     else:
         parts = [stack]
 
-    data: list[Quadratic] = []
-    for part in parts:
-        A = forward_model(part, window, scale=scale)
-        data.append(LeastSquares(A, part.images, symmetry=symmetry, progress=progress).quadratic())
+    models = [forward_model(part, window, scale=scale) for part in parts]
+    data: list[Quadratic] = [
+        LeastSquares(A, part.images, symmetry=symmetry, progress=progress).quadratic()
+        for A, part in zip(models, parts, strict=True)
+    ]
     whole = data[0] if len(data) == 1 else data[0].plus(data[1])
     n_pixels = [math.prod(p.images.shape) for p in parts]
     seconds = {"data": time.perf_counter() - start}
     support = _support(mask, whole.Q.ishape, stack.box, scale)
-    error = _gram_error(forward_model(parts[0], window, scale=scale))
+    error = _gram_error(models[0])
 
     def voxels(result: Result) -> NDArray:
-        c = result.x if support is None else np.where(support, result.x, 0).astype(result.x.dtype)
+        c = supported(result.x, support)
         return window.synthesize(np.maximum(c, 0) if positivity else c, stack.box, scale=scale)
 
     begin = time.perf_counter()
@@ -353,11 +355,7 @@ def _support(mask: Any, shape: tuple[int, ...], box: int, scale: float) -> NDArr
 def _gram_error(A: LinOp, views: int = 8, side: int = 48) -> float:
     """The self-check: relative error of the kernel against H^H H on a few views of a small volume."""
     shape = tuple(min(n, side - (side - n) % 2) for n in A.ishape)  # keeps the parity of the sides
-    few = A.rows(slice(0, views)).resized(shape)
-    gram = few.gram()
-    x = np.random.default_rng(0).standard_normal(shape).astype(A.dtype)
-    exact = few.adjoint(few.apply(x))
-    error = norm(gram.apply(x) - exact) / norm(exact)
+    error = check_gram(A.rows(slice(0, views)).resized(shape))
     if error > 1e-2:
         raise RuntimeError(
             f"the normal kernel differs from H^H H by {error:.2g} on a random volume: this is a defect of the"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -367,11 +368,16 @@ class Toeplitz(LinOp):
     def _with(self, spectrum: NDArray) -> Toeplitz:
         out = copy.copy(self)
         out._spectrum = spectrum
+        out.__dict__.pop("_nearest", None)
         return out
 
     def nearest_circulant(self) -> NDArray:
         """T. Chan's optimal circulant: the closest periodic convolution in the Frobenius norm, never negative
-        where the Toeplitz operator is not."""
+        where the Toeplitz operator is not. Computed once; read-only."""
+        return self._nearest
+
+    @functools.cached_property
+    def _nearest(self) -> NDArray:
         r = self.kernel.astype(np.float64)
         for axis, n in enumerate(self.ishape):
             lag = np.arange(-(n - 1), n)
@@ -382,4 +388,6 @@ class Toeplitz(LinOp):
             tail = np.take(r, range(0, n - 1), axis=axis)
             head[(slice(None),) * axis + (slice(1, None),)] += tail
             r = head
-        return fft(r).rfftn(r).real.astype(self.dtype)
+        spectrum = fft(r).rfftn(r).real.astype(self.dtype)
+        spectrum.setflags(write=False)  # it is shared by every caller
+        return spectrum
