@@ -73,6 +73,16 @@ TABLE = {
     "gradient-2d-periodic": (ops.Gradient, lambda d: ops.Gradient((4, 5), "periodic", d)),
     "laplacian": (ops.Laplacian, lambda d: ops.Gradient((4, 5, 6), dtype=d).gram()),
     "laplacian-periodic": (ops.Laplacian, lambda d: ops.Gradient((5, 4, 7), "periodic", d).gram()),
+    "hessian": (ops.Hessian, lambda d: ops.Hessian((4, 5, 6), dtype=d)),
+    "hessian-periodic": (ops.Hessian, lambda d: ops.Hessian((4, 5, 6), "periodic", d)),
+    "hessian-thin": (ops.Hessian, lambda d: ops.Hessian((1, 2, 3), "periodic", d)),
+    "hessian-2d": (ops.Hessian, lambda d: ops.Hessian((4, 5), dtype=d)),
+    "bilaplacian": (ops.Bilaplacian, lambda d: ops.Hessian((4, 5, 6), dtype=d).gram()),
+    "bilaplacian-periodic": (ops.Bilaplacian, lambda d: ops.Hessian((5, 4, 7), "periodic", d).gram()),
+    "wavelet": (ops.Wavelet, lambda d: ops.Wavelet((4, 6, 8), "db2", 2, d)),
+    "wavelet-odd": (ops.Wavelet, lambda d: ops.Wavelet((5, 12, 7), "sym4", 2, d)),
+    "wavelet-2d": (ops.Wavelet, lambda d: ops.Wavelet((8, 12), "haar", 2, d)),
+    "wavelet-4d": (ops.Wavelet, lambda d: ops.Wavelet((2, 3, 4, 6), "db3", 1, d)),
     "synthesis": (ops.Synthesis, lambda d: ops.Synthesis(KaiserBessel(), (5, 6, 7), dtype=d)),
     "synthesis-scaled": (
         ops.Synthesis,
@@ -259,7 +269,8 @@ def test_spectrum(case):
         axes = tuple(range(x.ndim))
         expected = np.fft.irfftn(np.fft.rfftn(x.astype(float)) * spectrum, s=x.shape, axes=axes)
         assert norm(operator(x) - expected) <= tolerance(name, A.dtype.type) * norm(expected)
-    known = ("circulant", "laplacian-periodic", "adjoint-c", "compose-c", "sum-c", "scaled-c", "identity")
+    known = ("circulant", "laplacian-periodic", "bilaplacian-periodic", "adjoint-c", "compose-c", "sum-c",
+             "scaled-c", "identity")  # fmt: skip
     assert (A.spectrum is not None) == (name.startswith(known) or name == "synthesis")
     if name in ("gradient-3d-periodic", "gradient-2d-periodic"):
         assert (

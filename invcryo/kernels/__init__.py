@@ -7,6 +7,7 @@ Numba is imported at the first call, not before.
 from __future__ import annotations
 
 import importlib
+import math
 from typing import Any
 
 import numpy as np
@@ -23,10 +24,15 @@ __all__ = [
     "extract_slices",
     "fill_margins",
     "fold_points",
+    "hessian_adjoint",
+    "hessian_apply",
+    "laplacian",
     "shrink_groups",
     "splat_adjoint",
     "splat_apply",
     "tube_kernel",
+    "wavelet_analysis",
+    "wavelet_synthesis",
 ]
 
 
@@ -120,3 +126,48 @@ def add_planes(grid: NDArray, margin: int, total: NDArray) -> None:
 def fill_margins(grid: NDArray, margin: int) -> None:
     """The margins of `add_planes` from their mirror images: ``grid[l] = conj(grid[-l])``."""
     _cpu(grid, work=grid.size).fill_margins(grid, margin)
+
+
+def hessian_apply(x: NDArray, periodic: bool, out: NDArray) -> None:
+    """Second differences of a volume: zz, yy, xx, sqrt(2) zy, sqrt(2) zx, sqrt(2) yx, mixed ones forward.
+
+    Beyond its ends the volume repeats its border, or starts again.
+    """
+    _cpu(x, work=x.size)
+    importlib.import_module("invcryo.kernels.cpu_hessian").hessian_apply(x, periodic, out)
+
+
+def hessian_adjoint(u: NDArray, periodic: bool, out: NDArray) -> None:
+    """The adjoint of `hessian_apply`."""
+    _cpu(u, work=out.size)
+    importlib.import_module("invcryo.kernels.cpu_hessian").hessian_adjoint(u, periodic, out)
+
+
+def laplacian(x: NDArray, periodic: bool, out: NDArray) -> None:
+    """``6 x[k]`` minus the six neighbours of voxel k; beyond the ends the border, or the opposite end."""
+    _cpu(x, work=x.size)
+    importlib.import_module("invcryo.kernels.cpu_hessian").laplacian(x, periodic, out)
+
+
+def wavelet_analysis(source: NDArray, box: tuple[int, ...], split: tuple[bool, ...], filters: NDArray,
+                     out: NDArray) -> None:  # fmt: skip
+    """The corner ``box`` of ``source`` into that of ``out``: along each axis to ``split``, filter (low, high), keep
+    every other entry, low-pass half first. At most 3-D, C order; ``out`` may be ``source``.
+    """
+    _cpu(source, work=math.prod(box))
+    loops = importlib.import_module("invcryo.kernels.cpu_wavelet")
+    loops.analysis(source.reshape(-1, source.shape[-1]), *_corner(box, split, filters, out))
+
+
+def wavelet_synthesis(box: tuple[int, ...], split: tuple[bool, ...], filters: NDArray, out: NDArray) -> None:
+    """The transpose of `wavelet_analysis`, its inverse for orthonormal filters, in place."""
+    _cpu(out, work=math.prod(box))
+    importlib.import_module("invcryo.kernels.cpu_wavelet").synthesis(*_corner(box, split, filters, out))
+
+
+def _corner(box: tuple[int, ...], split: tuple[bool, ...], filters: NDArray, out: NDArray) -> tuple[Any, ...]:
+    """As the loops take them: three axes, two filters, rows per plane, and the rows of ``out``."""
+    missing = 3 - out.ndim
+    height = out.shape[-2] if out.ndim > 1 else 1
+    rows = out.reshape(-1, out.shape[-1])
+    return (1,) * missing + box, (False,) * missing + split, filters[0], filters[1], height, rows

@@ -4,16 +4,20 @@ from .base import Adjoint, Compose, LinOp, Scaled, Stack, Sum
 from .basic import Crop, Diagonal, Identity, Mask, ZeroPad
 from .fourier import Circulant, ImageFilter, Toeplitz
 from .gradient import Gradient, Laplacian
+from .hessian import Bilaplacian, Hessian
 from .projector import Projector, RealSpaceProjector
 from .synthesis import Synthesis
+from .wavelet import Wavelet
 
 __all__ = [
     "Adjoint",
+    "Bilaplacian",
     "Circulant",
     "Compose",
     "Crop",
     "Diagonal",
     "Gradient",
+    "Hessian",
     "Identity",
     "ImageFilter",
     "Laplacian",
@@ -26,5 +30,6 @@ __all__ = [
     "Sum",
     "Synthesis",
     "Toeplitz",
+    "Wavelet",
     "ZeroPad",
 ]
