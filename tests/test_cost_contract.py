@@ -6,14 +6,27 @@ from scipy.optimize import minimize
 
 from invcryo import costs
 from invcryo.backend import inner, norm
-from invcryo.costs import L1, L21, Box, LeastSquares, NonNegative, Quadratic, SquaredL2, Support
+from invcryo.costs import (
+    L1,
+    L21,
+    Box,
+    Cost,
+    Denoiser,
+    GroupLasso,
+    LeastSquares,
+    NonNegative,
+    Quadratic,
+    Schatten,
+    SquaredL2,
+    Support,
+)
 from invcryo.data import Poses
 from invcryo.operators import Circulant, Diagonal, Gradient, Identity, Mask, Projector, Toeplitz
 from invcryo.rotation import random_rotations
 from invcryo.testing import check_gradient, check_prox
 from invcryo.window import KaiserBessel
 
-SHAPE = (3, 4, 5)
+SHAPE = (6, 2, 5)  # a field of 3 x 3 matrices, too
 
 
 def data(shape=SHAPE, seed=0):
@@ -24,25 +37,53 @@ def circulant(d):
     return Circulant(np.abs(np.fft.rfftn(data(seed=3))) + 0.1, SHAPE, d)
 
 
+def periodic(d):
+    return Gradient(SHAPE, "periodic", d)
+
+
 def least_squares(d, **options):
     A = Gradient(SHAPE, dtype=d) @ Diagonal(data(seed=1), d)
     return LeastSquares(A, data(A.oshape, seed=2).astype(d), **options)
 
 
+LABELS = np.random.default_rng(7).integers(-1, 6, SHAPE)
+WEIGHT = np.array([0.0, 0.7, 1.3, 0.2, 2.0])
+
+NORM, SET = "prox conjugate norm", "prox conjugate"
+
 #: name: (class, maker, what it offers). Each takes an array of SHAPE.
 TABLE = {
-    "l1": (costs.L1, lambda d: L1(), "prox"),
-    "l21": (costs.L21, lambda d: L21(), "prox"),
-    "squared": (costs.SquaredL2, lambda d: SquaredL2(), "prox gradient quadratic"),
-    "squared-centre": (costs.SquaredL2, lambda d: SquaredL2(data().astype(d)), "prox gradient quadratic"),
-    "box": (costs.Box, lambda d: Box(-0.25, 0.5), "prox"),
-    "box-below": (costs.Box, lambda d: Box(high=0.25), "prox"),
-    "nonnegative": (costs.NonNegative, lambda d: NonNegative(), "prox"),
-    "support": (costs.Support, lambda d: Support(data() > -0.5), "prox"),
+    "l1": (costs.L1, lambda d: L1(), NORM),
+    "l1-weight": (costs.L1, lambda d: L1(np.abs(data(seed=8)).round(1)), NORM),
+    "l1-band": (costs.L1, lambda d: L1(WEIGHT[[3, 0, 1, 1, 4, 2], None, None].astype(d)), NORM),
+    "l1-columns": (costs.L1, lambda d: L1(WEIGHT), NORM),
+    "l21": (costs.L21, lambda d: L21(), NORM),
+    "schatten": (costs.Schatten, lambda d: Schatten(), NORM),
+    "schatten-2": (costs.Schatten, lambda d: Schatten(2), NORM),
+    "schatten-inf": (costs.Schatten, lambda d: Schatten(np.inf), NORM),
+    "group": (costs.GroupLasso, lambda d: GroupLasso(LABELS), NORM),
+    "group-weights": (costs.GroupLasso, lambda d: GroupLasso(LABELS, [1, 0.3, 0, 2, 1, 0.5]), NORM),
+    "squared": (costs.SquaredL2, lambda d: SquaredL2(), "prox conjugate gradient quadratic"),
+    "squared-centre": (
+        costs.SquaredL2,
+        lambda d: SquaredL2(data().astype(d)),
+        "prox conjugate gradient quadratic",
+    ),
+    "box": (costs.Box, lambda d: Box(-0.25, 0.5), SET),
+    "box-below": (costs.Box, lambda d: Box(high=0.25), SET),
+    "nonnegative": (costs.NonNegative, lambda d: NonNegative(), SET),
+    "support": (costs.Support, lambda d: Support(data() > -0.5), SET),
+    "support-nonnegative": (costs.Support, lambda d: Support(data() > -0.5, nonnegative=True), SET),
+    "denoiser": (costs.Denoiser, lambda d: Denoiser(lambda z, sigma: z / (1 + sigma**2)), "prox valueless"),
     "quadratic": (
         costs.Quadratic,
         lambda d: Quadratic(circulant(d), data(seed=4).astype(d), 1.5),
-        "prox gradient quadratic",
+        "prox conjugate gradient quadratic",
+    ),
+    "quadratic-periodic": (
+        costs.Quadratic,
+        lambda d: Quadratic(periodic(d).gram(), periodic(d).gram()(data(seed=4).astype(d)), 0.5),
+        "prox conjugate gradient quadratic",
     ),
     "quadratic-no-spectrum": (
         costs.Quadratic,
@@ -55,11 +96,19 @@ TABLE = {
         lambda d: least_squares(d, weight=Diagonal(np.abs(data((3, *SHAPE), seed=6)), d)),
         "gradient quadratic",
     ),
-    "scaled": (costs.ScaledCost, lambda d: 0.3 * L21(), "prox"),
+    "scaled": (costs.ScaledCost, lambda d: 0.3 * L21(), NORM),
+    "scaled-twice": (costs.ScaledCost, lambda d: 2 * (0.3 * L1(WEIGHT)), NORM),
+    "scaled-box": (costs.ScaledCost, lambda d: 0.3 * Box(-0.25, 0.5), SET),
+    "scaled-by-zero": (costs.ScaledCost, lambda d: 0 * Support(data() > -0.5, nonnegative=True), SET),
     "scaled-quadratic": (
         costs.ScaledCost,
         lambda d: 0.3 * SquaredL2(data().astype(d)),
-        "prox gradient quadratic",
+        "prox conjugate gradient quadratic",
+    ),
+    "scaled-circulant": (
+        costs.ScaledCost,
+        lambda d: 0.3 * Quadratic(circulant(d), data(seed=4).astype(d), 1.5),
+        "prox conjugate gradient quadratic",
     ),
     "sum": (
         costs.SumOfCosts,
@@ -75,7 +124,8 @@ TABLE = {
     "composed-l21": (costs.Composed, lambda d: L21() @ Gradient(SHAPE, dtype=d), ""),
 }
 OFFERS = {feature: [n for n, (_, _, o) in TABLE.items() if feature in o.split()] for feature in
-          ("prox", "gradient", "quadratic")}  # fmt: skip
+          ("prox", "conjugate", "norm", "gradient", "quadratic", "valueless")}  # fmt: skip
+VALUED = [n for n in OFFERS["prox"] if n not in OFFERS["valueless"]]
 
 
 @pytest.fixture(params=[np.float32, np.float64], ids=["f4", "f8"])
@@ -97,7 +147,7 @@ def test_every_public_cost_is_in_the_table():
         assert type(make(np.float32)) is cls, name
 
 
-@pytest.mark.parametrize("name", OFFERS["prox"])
+@pytest.mark.parametrize("name", VALUED)
 @pytest.mark.parametrize("tau", [0.05, 0.7, 20.0])
 @pytest.mark.parametrize("size", [0.2, 3.0])
 def test_prox_minimises_and_is_firmly_non_expansive(name, tau, size, dtype):
@@ -112,40 +162,212 @@ def test_prox_minimises_and_is_firmly_non_expansive(name, tau, size, dtype):
         assert check_prox(cost, z, tau, seed) <= 20 * np.finfo(dtype).eps
 
 
-@pytest.mark.parametrize("name", OFFERS["prox"])
+#: costs of a shape of their own, made for the tiny problem of the brute force
+SMALL = {
+    "l1-weight": lambda d: L1(np.array([[0.5, 0.0], [2.0, 1.0]])),
+    "l1-band": lambda d: L1(np.array([[0.0], [0.8]])),
+    "l1-columns": lambda d: L1(np.array([0.3, 1.2])),
+    "scaled-twice": lambda d: 2 * (0.3 * L1(np.array([0.3, 1.2]))),
+    "group": lambda d: GroupLasso(np.array([[0, 1], [-1, 1]])),
+    "group-weights": lambda d: GroupLasso(np.array([[0, 1], [2, 1]]), [0.2, 1.5, 0]),
+    "support": lambda d: Support(np.array([[True, False], [True, True]])),
+    "support-nonnegative": lambda d: Support(np.array([[True, False], [True, True]]), nonnegative=True),
+    "scaled-by-zero": lambda d: 0 * Support(np.array([[True, False], [True, True]]), nonnegative=True),
+    "squared-centre": lambda d: SquaredL2(np.array([[0.5, 0.5], [-1.0, 2.0]])),
+    "scaled-quadratic": lambda d: 0.3 * SquaredL2(np.array([[0.5, 0.5], [-1.0, 2.0]])),
+    "quadratic": lambda d: Quadratic(small_circulant(d), np.array([[0.2, -2.1], [1.3, -0.4]]), 1.0),
+    "quadratic-periodic": lambda d: Quadratic(Gradient((2, 2), "periodic", d).gram(), np.array([[1, -1], [-1.0, 1]])),
+    "scaled-circulant": lambda d: 0.3 * Quadratic(small_circulant(d), np.array([[0.2, -2.1], [1.3, -0.4]])),
+}  # fmt: skip
+
+
+def small_circulant(d):
+    return Circulant(np.array([[3.0, 1], [0.5, 2]]), (2, 2), d)
+
+
+@pytest.mark.parametrize("name", VALUED)
 def test_prox_against_brute_force(name):
-    """A tiny problem solved by SciPy's constrained minimiser: x = a - b with a, b >= 0 makes L1 smooth."""
-    shape, tau = (2, 2), 0.6
+    """A tiny problem, solved by a random search that zooms in, without derivatives."""
     z = np.array([[1.3, -0.4], [0.2, -2.1]])
-    make = {
-        "support": lambda d: Support(np.array([[True, False], [True, True]])),
-        "squared-centre": lambda d: SquaredL2(np.array([[0.5, 0.5], [-1.0, 2.0]])),
-        "scaled-quadratic": lambda d: 0.3 * SquaredL2(np.array([[0.5, 0.5], [-1.0, 2.0]])),
-        "quadratic": lambda d: Quadratic(
-            Circulant(np.array([[3.0, 1], [0.5, 2]]), shape, d), z[::-1].copy(), 1.0
-        ),
-    }.get(name, TABLE[name][1])
-    cost = make(np.float64)
+    if "schatten" in name:  # one 2 x 2 matrix, and one that the prox makes zero
+        z = np.array([[1.3, 0.2], [-0.4, 0.1], [0.9, -0.1]])
+    cost, tau = SMALL.get(name, TABLE[name][1])(np.float64), 0.6
     p = cost.prox(z, tau)
-    # exhaustive: repeated zooming grid search around the best point, which needs no derivative
-    centre, width = z.ravel().copy(), 4.0
 
     def objective(v):
-        return cost(v.reshape(shape)) + ((v - z.ravel()) ** 2).sum() / (2 * tau)
+        return cost(v.reshape(z.shape)) + ((v - z.ravel()) ** 2).sum() / (2 * tau)
 
-    zero = np.zeros(4)
-    best, value = (zero, objective(zero)) if np.isfinite(objective(zero)) else (centre, objective(centre))
+    n = z.size
+    start = [v for v in (np.zeros(n), z.ravel().copy(), np.full(n, -0.2)) if np.isfinite(objective(v))]
+    best = min(start, key=objective)
+    value, width = objective(best), 4.0
     rng = np.random.default_rng(0)
     while width > 1e-7:
         for _ in range(60):
-            step = width * rng.uniform(-1, 1, 4) * (rng.random(4) < 0.5)
-            for v in (best + step, np.where(rng.random(4) < 0.3, 0.0, best + step), np.clip(best + step, -0.25, 0.5),
-                      np.maximum(best + step, 0), np.minimum(best + step, 0.25)):  # fmt: skip
+            step = width * rng.uniform(-1, 1, n) * (rng.random(n) < 0.5)
+            tried = best + step
+            for v in (tried, np.where(rng.random(n) < 0.3, 0.0, tried), np.clip(tried, -0.25, 0.5),
+                      np.maximum(tried, 0), np.minimum(tried, 0.25)):  # fmt: skip
                 if objective(v) < value:
                     best, value = v, objective(v)
         width *= 0.8
     np.testing.assert_allclose(p.ravel(), best, atol=2e-4)
     assert objective(p.ravel()) <= value + 1e-12
+
+
+class Conjugate:
+    """The conjugate of a cost as a cost, for `check_prox`."""
+
+    def __init__(self, cost):
+        self.cost = cost
+
+    def __call__(self, y):
+        return self.cost.conjugate(y)
+
+    def prox(self, z, sigma):
+        return self.cost.prox_conjugate(z, sigma)
+
+
+@pytest.mark.parametrize("name", OFFERS["conjugate"])
+@pytest.mark.parametrize("sigma", [0.05, 0.7, 20.0])
+def test_prox_of_the_conjugate_minimises_and_is_firmly_non_expansive(name, sigma, dtype):
+    # the domain of one is a subspace, which `conjugate` takes for 100 units of rounding thick
+    tolerance = (2000 if name == "quadratic-periodic" else 20) * np.finfo(dtype).eps
+    for size in (0.2, 3.0):
+        assert check_prox(Conjugate(TABLE[name][1](dtype)), point(dtype, size=size), sigma) <= tolerance
+
+
+@pytest.mark.parametrize("name", OFFERS["conjugate"])
+def test_conjugate_is_the_supremum(name):
+    """``sup <x, y> - f(x)``: passed by no random point, reached by steps ``x = prox_f(x + t y)``; or unbounded."""
+    cost, rng = TABLE[name][1](np.float64), np.random.default_rng(0)
+    for seed in range(6):
+        y = point(np.float64, seed)
+        if cost.conjugate(y) == np.inf:
+            # it grows along x = y less the projection of y on the domain
+            away = y - cost.prox_conjugate(y, 1e-9)
+            values = [inner(r * away, y) - cost(r * away) for r in (1e2, 1e4, 1e6)]
+            assert values[0] > 0 and values[2] > 90 * values[1] > 8000 * values[0]
+            y = cost.prox_conjugate(y, 1.0)
+        expected, x = cost.conjugate(y), cost.prox(y, 1.0)
+        assert np.isfinite(expected)
+        for size in np.geomspace(1e-2, 10, 20):
+            v = cost.prox(x + size * rng.standard_normal(SHAPE), 1e-9)
+            assert inner(v, y) - cost(v) <= expected + 1e-12 * (1 + abs(expected))
+        for _ in range(60):
+            x = cost.prox(x + 100 * y, 100)
+        assert inner(x, y) - cost(x) == pytest.approx(expected, rel=1e-10, abs=1e-10 * norm(x))
+
+
+@pytest.mark.parametrize("name", OFFERS["prox"])
+@pytest.mark.parametrize("tau", [0.05, 0.7, 20.0])
+def test_moreau(name, tau, dtype):
+    """``z = prox_f(z) + tau prox_{f* / tau}(z / tau)``, for the direct way and for the general one."""
+    cost, eps = TABLE[name][1](dtype), float(np.finfo(dtype).eps)
+    for size in (0.2, 3.0):
+        z = point(dtype, size=size)
+        p, y = cost.prox(z, tau), cost.prox_conjugate(z / dtype(tau), 1 / tau)
+        scale = max(norm(z), norm(p), tau * norm(y))
+        assert y.dtype == dtype and norm(p + dtype(tau) * y - z) <= 4 * eps * scale
+        general = np.empty_like(z)
+        Cost._prox_conjugate(cost, z, tau, 1.0, general)
+        direct = cost.prox_conjugate(z, tau)
+        assert norm(direct - general) <= 8 * eps * max(
+            norm(z), tau * norm(cost.prox(z / dtype(tau), 1 / tau))
+        )
+
+
+@pytest.mark.parametrize("name", OFFERS["conjugate"])
+def test_fenchel_young(name, dtype):
+    """``f(x) + f*(y) >= <x, y>``, equal where y is the subgradient that the prox gives."""
+    cost = TABLE[name][1](dtype)
+    for seed, tau, size in ((0, 0.3, 1.0), (1, 5.0, 3.0), (2, 0.02, 0.1)):
+        z, other = point(dtype, seed, size), point(dtype, seed + 20, size)
+        p, y = cost.prox(z, tau), cost.prox_conjugate(z / dtype(tau), 1 / tau)
+        x, v = cost.prox(other, 1.0), cost.prox_conjugate(other, 1.0)
+        for a, b in ((x, v), (x, y), (p, v), (p, y)):
+            f, g = cost(a), cost.conjugate(b)
+            assert np.isfinite(f) and np.isfinite(g)
+            # b misses the subgradient by units of rounding of z / tau, and a by as many of z
+            slack = 16 * np.finfo(dtype).eps * (abs(f) + abs(g) + norm(a) * norm(b) + norm(z) * norm(z) / tau)
+            assert f + g - inner(a, b) >= -slack
+            if a is p and b is y:
+                assert f + g - inner(a, b) <= slack
+
+
+@pytest.mark.parametrize("name", OFFERS["norm"])
+def test_norm_and_dual_norm(name, dtype):
+    cost, eps = TABLE[name][1](dtype), float(np.finfo(dtype).eps)
+    zero = np.zeros(SHAPE, dtype)
+    assert cost(zero) == cost.dual_norm(zero) == cost.conjugate(zero) == 0.0
+    for seed in range(3):
+        x, y = point(dtype, seed), point(dtype, seed + 20)
+        in_ball = cost.prox_conjugate(y, 1.0)  # zero where the norm sees nothing
+        for v in (y, in_ball):
+            assert abs(inner(x, v)) <= cost(x) * cost.dual_norm(v) * (1 + 8 * eps)
+        assert cost(dtype(-3) * x) == pytest.approx(3 * cost(x), rel=8 * eps)
+        assert cost.dual_norm(dtype(-3) * in_ball) == pytest.approx(3 * cost.dual_norm(in_ball), rel=8 * eps)
+        assert cost(x + y) <= (cost(x) + cost(y)) * (1 + 8 * eps)
+        # a large z lies far outside the ball: its projection is on the sphere, and the bound is reached at z's prox
+        p, v = cost.prox(dtype(10) * x, 1.0), cost.prox_conjugate(dtype(10) * x, 1.0)
+        assert cost.dual_norm(v) == pytest.approx(1.0, rel=8 * eps)
+        assert inner(p, v) == pytest.approx(cost(p), rel=100 * eps)
+        assert cost.conjugate(v) == 0.0 and cost.conjugate(dtype(1 + 64 * eps) * v) == np.inf
+
+
+@pytest.mark.parametrize("name", OFFERS["prox"])
+@pytest.mark.parametrize("method", ["prox", "prox_conjugate"])
+def test_out_gives_the_same_bits(name, method, dtype):
+    cost = TABLE[name][1](dtype)
+    for size, step in ((0.2, 0.7), (3.0, 0.7), (3.0, 20.0)):
+        z = point(dtype, size=size)
+        call = getattr(cost, method)
+        plain = call(z, step)
+        fresh, alias, spread = np.full_like(z, np.nan), z.copy(), np.full((*SHAPE, 2), np.nan, dtype)[..., 0]
+        view = alias[:]
+        assert call(z, step, out=fresh) is fresh and call(alias, step, out=view) is view
+        assert fresh.tobytes() == alias.tobytes() == plain.tobytes()
+        # arrays that do not lie in one piece take other code, to the same result
+        call(z, step, out=spread)
+        strided = np.repeat(z[..., None], 2, axis=-1)[..., 0]
+        for other in (spread, call(strided, step), call(strided, step, out=strided)):
+            assert norm(other - plain) <= 8 * np.finfo(dtype).eps * norm(z)
+        assert other is strided
+
+
+@pytest.mark.parametrize("name", OFFERS["prox"])
+def test_arguments_of_a_prox_are_checked(name):
+    cost, z = TABLE[name][1](np.float64), point(np.float64)
+    for method, step in (("prox", "tau"), ("prox_conjugate", "sigma")):
+        call = getattr(cost, method)
+        for wrong in (-0.1, np.nan, np.inf):
+            with pytest.raises(ValueError, match=f"{step}, the step of a prox, .* got {wrong}"):
+                call(z, wrong)
+        with pytest.raises(TypeError, match="takes float32 or float64, got int64; cast it"):
+            call(z.astype(np.int64), 1.0)
+        with pytest.raises(
+            ValueError, match=r"out has shape \(2, 5\) and dtype float64, the argument \(6, 2, 5\)"
+        ):
+            call(z, 1.0, out=np.empty((2, 5)))
+        with pytest.raises(ValueError, match=r"dtype float32, the argument .* float64"):
+            call(z, 1.0, out=np.empty(SHAPE, np.float32))
+    with pytest.raises(ValueError, match="must be positive, got 0"):
+        cost.prox_conjugate(z, 0)
+    assert cost.prox(z, 0).dtype == np.float64
+
+
+@pytest.mark.parametrize("name", OFFERS["prox"])
+def test_nan_is_not_hidden(name, dtype):
+    z = point(dtype).copy()
+    z[2, 1, 3] = np.nan
+    cost = TABLE[name][1](dtype)
+    if cost.has_value:
+        everywhere = "support" not in name and name != "scaled-by-zero"
+        assert np.isnan(cost.prox(z, 0.3)).any() == (everywhere or (data() > -0.5)[2, 1, 3])
+        assert not cost(z) < np.inf
+    else:
+        with pytest.raises(ValueError, match="its argument was not finite"):
+            cost.prox(z, 0.3)
 
 
 @pytest.mark.parametrize("name", OFFERS["gradient"])
@@ -175,7 +397,19 @@ def test_quadratic_form_is_the_cost(name, dtype):
 def test_what_a_cost_lacks_it_says(name):
     cost, z = TABLE[name][1](np.float64), point(np.float64)
     offers = TABLE[name][2].split()
+    assert cost.has_value == ("valueless" not in offers)
+    if not cost.has_value:
+        with pytest.raises(NotImplementedError, match="has no value"):
+            cost(z)
+    if "conjugate" not in offers:
+        with pytest.raises(NotImplementedError, match=r"conjugate of .* is not known"):
+            cost.conjugate(z)
+    if "norm" not in offers:
+        with pytest.raises(NotImplementedError, match="is not a norm"):
+            cost.dual_norm(z)
     if "prox" not in offers:
+        with pytest.raises(NotImplementedError, match="no closed-form prox"):
+            cost.prox_conjugate(z, 1.0)
         with pytest.raises(NotImplementedError, match="no closed-form prox"):
             cost.prox(z, 1.0)
     if "gradient" not in offers:

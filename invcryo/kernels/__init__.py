@@ -19,6 +19,7 @@ __all__ = [
     "add_planes",
     "add_slices",
     "ctf_values",
+    "dead_zone",
     "difference_adjoint",
     "difference_apply",
     "extract_slices",
@@ -27,9 +28,13 @@ __all__ = [
     "hessian_adjoint",
     "hessian_apply",
     "laplacian",
+    "matrix_norms",
+    "project_groups",
     "shrink_groups",
+    "shrink_weighted",
     "splat_adjoint",
     "splat_apply",
+    "threshold_matrices",
     "tube_kernel",
     "wavelet_analysis",
     "wavelet_synthesis",
@@ -102,8 +107,46 @@ def difference_adjoint(u: NDArray, periodic: bool, out: NDArray) -> None:
 
 
 def shrink_groups(z: NDArray, tau: float, out: NDArray) -> None:
-    """``out[:, k] = z[:, k] max(1 - tau / ||z[:, k]||, 0)``; both (groups, n)."""
+    """``out[:, k] = z[:, k] max(1 - tau / ||z[:, k]||, 0)``; both (groups, n); ``out`` may be ``z``."""
     _cpu(z, work=z.size).shrink_groups(z, z.dtype.type(tau), out)
+
+
+def project_groups(z: NDArray, radius: float, out: NDArray) -> None:
+    """``out[:, k] = z[:, k] min(radius / ||z[:, k]||, 1)``; both (groups, n); ``out`` may be ``z``."""
+    _cpu(z, work=z.size).project_groups(z, z.dtype.type(radius), out)
+
+
+def dead_zone(z: NDArray, low: float, high: float, out: NDArray) -> None:
+    """``out = z - clip(z, low, high)`` of flat arrays; ``out`` may be ``z``."""
+    _cpu(z, work=z.size).dead_zone(z, z.dtype.type(low), z.dtype.type(high), out)
+
+
+def shrink_weighted(z: NDArray, weight: NDArray, tau: float, clip: bool, out: NDArray) -> None:
+    """``z - clip(z, -t, t)``, or ``clip(z, -t, t)`` itself, of flat arrays; ``out`` may be ``z``.
+
+    ``t = tau * weight[j]`` for the j-th of ``weight.size`` runs of equal length.
+    """
+    _cpu(z, work=z.size).shrink_weighted(z, weight, float(tau), clip, out)
+
+
+def threshold_matrices(z: NDArray, t: float, ball: bool, clip: bool, out: NDArray) -> None:
+    """Eigenvalues clipped to [-s, s], or what such a clip leaves over; ``out`` may be ``z``.
+
+    Both (c, n): a symmetric matrix per column, 3 x 3 as (zz, yy, xx, zy, zx, yx) or 2 x 2 as (yy, xx, yx), mixed
+    components times sqrt(2). ``s`` is ``t``, or, with ``ball``, the one for which the left-overs lie on the l1 ball
+    of radius ``t`` (0 where they are in it). Computed in float64.
+    """
+    _cpu(z, work=z.size)  # checks, and sets the threads
+    importlib.import_module("invcryo.kernels.cpu_matrix").threshold_matrices(z, float(t), ball, clip, out)
+
+
+def matrix_norms(x: NDArray, nuclear: bool) -> tuple[float, float]:
+    """Sum and largest of the nuclear (sum of absolute eigenvalues), or of the spectral norms, of such matrices."""
+    _cpu(x, work=x.size)
+    totals, peaks = np.empty((2, max(1, min(256, x.shape[1]))))
+    importlib.import_module("invcryo.kernels.cpu_matrix").matrix_norms(x, nuclear, totals, peaks)
+    total = float(totals.sum())
+    return total, float(peaks.max()) if np.isfinite(total) else total
 
 
 def fold_points(points: NDArray, size: int, margin: int, planes: int, opposite: NDArray) -> None:

@@ -238,9 +238,51 @@ def shrink_groups(z, tau, out):
         for i in range(z.shape[0]):
             square += z[i, k] * z[i, k]
         length = math.sqrt(square)
-        factor = (length - tau) / length if length > tau else zero
+        factor = zero if length <= tau else (length - tau) / length  # NaN stays NaN
         for i in range(z.shape[0]):
             out[i, k] = factor * z[i, k]
+
+
+@njit(parallel=True, **_options)
+def project_groups(z, radius, out):
+    zero = z.dtype.type(0)
+    one = z.dtype.type(1)
+    for k in prange(z.shape[1]):
+        square = zero
+        for i in range(z.shape[0]):
+            square += z[i, k] * z[i, k]
+        length = math.sqrt(square)
+        factor = one if length <= radius else radius / length
+        for i in range(z.shape[0]):
+            out[i, k] = factor * z[i, k]
+
+
+@njit(parallel=True, **_options)
+def dead_zone(z, low, high, out):
+    for k in prange(z.size):
+        v = z[k]
+        out[k] = v - high if v > high else (v - low if v < low else v - v)
+
+
+@njit(inline="always")
+def _shrink_or_clip(v, t, clip):
+    if clip:
+        return t if v > t else (-t if v < -t else v)
+    return v - t if v > t else (v + t if v < -t else v - v)
+
+
+@njit(parallel=True, **_options)
+def shrink_weighted(z, weight, tau, clip, out):
+    run = z.size // weight.size
+    if run == 1:
+        for k in prange(z.size):
+            out[k] = _shrink_or_clip(z[k], z.dtype.type(tau * weight[k]), clip)
+    else:
+        for j in prange(weight.size):
+            t = z.dtype.type(tau * weight[j])
+            first = np.int64(j) * run
+            for k in range(first, first + run):
+                out[k] = _shrink_or_clip(z[k], t, clip)
 
 
 @njit(parallel=True, **_options)
