@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
+import os
 import time
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,7 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .costs import LeastSquares, Quadratic
+from .checkpoint import Checkpoint
+from .costs import LeastSquares
 from .data import ParticleStack
 from .grid import centred_coordinates
 from .inversion import (
@@ -26,13 +28,14 @@ from .inversion import (
     total_variation_map,
     unless_interrupted,
 )
+from .memory import MemoryPlan, plan_memory
 from .metrics import FSC, fsc
 from .operators import ImageFilter, LinOp, Projector
 from .solvers import Result
 from .testing import check_gram
 from .window import KaiserBessel, Window
 
-__all__ = ["Reconstruction", "forward_model", "memory_needed", "reconstruct"]
+__all__ = ["Reconstruction", "forward_model", "plan", "reconstruct"]
 
 log = logging.getLogger(__name__)
 
@@ -57,6 +60,9 @@ class Reconstruction:
     gram_error: float = math.nan
     seconds: dict[str, float] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
+    memory: MemoryPlan | None = None
+    #: Of the pass over the images: their number, the chunk, where an earlier pass was taken up, seconds.
+    first_pass: dict[str, Any] = field(default_factory=dict)
 
 
 def forward_model(
@@ -113,6 +119,8 @@ def reconstruct(
     window: Window | None = None,
     half_maps: bool = False,
     max_iter: int | None = None,
+    memory: float | None = None,
+    checkpoint: Checkpoint | str | os.PathLike[str] | None = None,
     rng: np.random.Generator | int | None = 0,
     progress: bool | None = None,
 ) -> Reconstruction:
@@ -121,7 +129,7 @@ def reconstruct(
     Parameters
     ----------
     stack : ParticleStack
-        Images are read once, in batches.
+        Images are read once, in chunks, while others are computed with.
     reg : "tv" or "none"
         Isotropic total variation, or least squares.
     lam : float or "auto"
@@ -142,6 +150,12 @@ def reconstruct(
         random with a warning.
     max_iter : int, optional
         Limit of iterations; default 100 for "none", 200 for "tv".
+    memory : float, optional
+        Gigabytes (1e9 bytes) that the process may hold; default: what it holds now and what the machine has free. It
+        decides how many images are read at a time; what cannot fit is refused before work, see `plan`.
+    checkpoint : Checkpoint or path, optional
+        A folder for the state of the pass over the images, written every minute. If it holds the state of a pass
+        that was cut short, the pass goes on from there. Removed at the end.
 
     Returns
     -------
@@ -163,32 +177,25 @@ def reconstruct(
     start = time.perf_counter()
     window = KaiserBessel() if window is None else window
     notes: list[str] = []
-    needed = memory_needed(stack.box, scale)
-    if needed > (available := _memory_available()):
-        raise MemoryError(
-            f"a box of {stack.box} at scale {scale:g} needs about {needed / 2**30:.1f} GiB of memory, and"
-            f" {available / 2**30:.1f} are free: use a larger scale ({scale + 1:g} needs"
-            f" {memory_needed(stack.box, scale + 1) / 2**30:.1f} GiB), or bin the particles"
-        )
+    model = forward_model(stack, window, scale=scale)
+    support = _support(mask, model.ishape, stack.box, scale)
+    planned, error = _plan(stack, model, reg, lam, scale, half_maps, memory)
     cross_validated = reg == "tv" and lam == "auto"
+    groups = None
     if half_maps or cross_validated:
         if len(stack) < 2:
             raise ValueError("one particle cannot be split into half sets: give lam and half_maps=False")
         stack = _with_halves(stack, rng, notes)
-        parts = list(stack.halves())
-    else:
-        parts = [stack]
-
-    models = [forward_model(part, window, scale=scale) for part in parts]
-    data: list[Quadratic] = [
-        LeastSquares(A, part.images, symmetry=symmetry, progress=progress).quadratic()
-        for A, part in zip(models, parts, strict=True)
-    ]
+        groups = stack.half
+    if isinstance(checkpoint, (str, os.PathLike)):
+        checkpoint = Checkpoint(checkpoint)
+    cost = LeastSquares(model, stack.images, symmetry=symmetry, chunk=planned.chunk, progress=progress)
+    first_pass = cost.normal_equations(groups, checkpoint=checkpoint)
+    data = first_pass.quadratics
     whole = data[0] if len(data) == 1 else data[0].plus(data[1])
-    n_pixels = [math.prod(p.images.shape) for p in parts]
+    sizes = [len(stack)] if groups is None else [int((groups == g).sum()) for g in (1, 2)]
+    n_pixels = [size * stack.box**2 for size in sizes]
     seconds = {"data": time.perf_counter() - start}
-    support = _support(mask, whole.Q.ishape, stack.box, scale)
-    error = _gram_error(models[0])
 
     def voxels(result: Result) -> NDArray:
         c = supported(result.x, support)
@@ -207,6 +214,8 @@ def reconstruct(
         gram_error=error,
         seconds=seconds,
         warnings=notes,
+        memory=planned,
+        first_pass={k: v for k, v in vars(first_pass).items() if k != "quadratics"},
     )
     try:
         unless_interrupted(plain)
@@ -266,31 +275,53 @@ def reconstruct(
     for note in notes:
         log.warning(note)
     seconds["total"] = time.perf_counter() - start
+    if checkpoint is not None and out.stopped_by != "interrupt":
+        checkpoint.remove()
     return out
 
 
-def memory_needed(box: int, scale: float) -> int:
-    """Bytes that `reconstruct` holds at its peak, estimated from the sizes of its arrays.
+def plan(
+    stack: ParticleStack,
+    *,
+    reg: str = "tv",
+    lam: float | str = "auto",
+    scale: float = 1.0,
+    window: Window | None = None,
+    half_maps: bool = False,
+    memory: float | None = None,
+) -> MemoryPlan:
+    """What `reconstruct` with these options will hold in memory, array by array; no image is read.
 
-    The fine grid of the kernel's non-uniform FFT (1.25 x 2 n per axis, complex) or the kernels of two half sets and
-    their sum with the work arrays of the solver, whichever is larger. Independent of the number of particles.
+    Raises
+    ------
+    TooLargeError
+        A MemoryError: it does not fit into ``memory`` gigabytes, or what the machine has free.
     """
-    n = round(box / scale)
-    fine = 8 * (2.5 * n) ** 3 + 2 * 8 * (2 * n) ** 3
-    solving = 3 * 2 * (2 * n) ** 3 + 40 * 4 * n**3
-    return int(max(fine, solving) + 8 * box**3 * 4 + 3 * 10**8)
+    return _plan(stack, forward_model(stack, window, scale=scale), reg, lam, scale, half_maps, memory)[0]
 
 
-def _memory_available() -> float:
-    """Free bytes of memory where the system tells, else infinity."""
-    try:
-        with open("/proc/meminfo") as file:
-            for line in file:
-                if line.startswith("MemAvailable"):
-                    return 1024.0 * int(line.split()[1])
-    except OSError:
-        pass
-    return math.inf
+def _plan(
+    stack: ParticleStack,
+    model: LinOp,
+    reg: str,
+    lam: Any,
+    scale: float,
+    half_maps: bool,
+    memory: float | None,
+) -> tuple[MemoryPlan, float]:
+    """The plan, and the error of the self-check, which loads the libraries whose memory the plan measures."""
+    error = _gram_error(model)
+    planned = plan_memory(
+        len(stack),
+        stack.box,
+        scale=scale,
+        reg=reg,
+        groups=2 if half_maps or (reg == "tv" and lam == "auto") else 1,
+        half_maps=half_maps,
+        ctf=stack.ctf is not None,
+        limit=None if memory is None else 1e9 * memory,
+    )
+    return planned, error
 
 
 def _doubts(out: Reconstruction) -> list[str]:

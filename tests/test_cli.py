@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import dataclasses
 import hashlib
 import json
 import os
@@ -18,11 +19,13 @@ import pytest
 import invcryo.cli.demo
 import invcryo.inversion
 import invcryo.reconstruction
+from invcryo.checkpoint import Checkpoint
 from invcryo.cli import _parser, main
 from invcryo.cli.common import in_words_of_the_command_line, plain
 from invcryo.cli.output import OutputFolder
 from invcryo.cli.reconstruct import RESULTS
 from invcryo.cli.simulate import PHANTOM_NAMES
+from invcryo.costs.normal import NormalSums
 from invcryo.io import describe, open_stack, read_map, read_particles, write_map
 from invcryo.metrics import correlation, fsc, read_fsc_star, read_fsc_xml, soft_sphere
 from invcryo.simulate import PHANTOMS, phantom, simulate_particles
@@ -697,6 +700,83 @@ def test_keyboard_interrupt_anywhere(cli, monkeypatch):
     monkeypatch.setattr("invcryo.io.describe", interrupted)
     code, out, err = cli("info", "x.mrc")
     assert code == 130 and out == "" and "interrupted" in err
+
+
+# --- a run that was cut short; memory -----------------------------------------------------------------------
+
+
+@pytest.fixture
+def cut_short(cli, particles, tmp_path, monkeypatch):
+    """The words of a command that was killed in its pass over the images, with the state it left."""
+    monkeypatch.setattr(Checkpoint.__init__, "__defaults__", (0.0,))  # written after every chunk
+    plans = invcryo.reconstruction.plan_memory
+    small = {"plan_memory": lambda *a, **k: dataclasses.replace(plans(*a, **k), chunk=8)}
+    monkeypatch.setattr(invcryo.reconstruction, "plan_memory", small["plan_memory"])
+    words = ("reconstruct", particles, "-o", tmp_path / "run", "--reg", "none")
+    add, calls = NormalSums.add, []
+
+    def stopping(self, *args):
+        calls.append(1)
+        if len(calls) == 5:
+            signal.raise_signal(signal.SIGINT)
+        add(self, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(NormalSums, "add", stopping)
+        code, _, err = cli(*words)
+    assert code == 130 and "no map was written" in err and "the same command goes on from there" in err
+    assert list(contents(tmp_path / "run")) == ["unfinished.npz"]
+    return words
+
+
+def test_the_same_command_goes_on(cli, cut_short, particles, tmp_path):
+    code, _, err = cli(*cut_short, "--debug")
+    assert code == 0 and "going on with an earlier pass: " in err and " of 60 images are done" in err
+    report = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert 0 < report["first_pass"]["resumed_at"] <= 32 and report["first_pass"]["chunk"] == 8
+    assert set(report["first_pass"]["seconds"]) >= {"computing", "reading", "waiting"}
+    assert "unfinished.npz" not in contents(tmp_path / "run")
+    assert cli("reconstruct", particles, "-o", tmp_path / "whole", "--reg", "none")[0] == 0
+    a, b = (read_map(tmp_path / name / "map.mrc").data for name in ("run", "whole"))
+    np.testing.assert_array_equal(a, b)
+
+
+def test_another_command_does_not(cli, cut_short, tmp_path):
+    before = contents(tmp_path / "run")
+    code, _, err = cli(*cut_short, "--sym", "C3")
+    assert code == 1 and "symmetry (C1, now C3)" in err and "pass --fresh to begin anew" in err
+    assert contents(tmp_path / "run") == before
+    assert cli(*cut_short, "--sym", "C3", "--fresh")[0] == 0
+    report = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert report["first_pass"]["resumed_at"] == 0 and "unfinished.npz" not in contents(tmp_path / "run")
+
+
+def test_a_dry_run_says_what_it_would_take(cli, particles, tmp_path):
+    words = ("reconstruct", particles, "-o", tmp_path / "run", "--half-maps", "--dry-run")
+    code, out, err = cli(*words)
+    assert code == 0 and err == "" and "spectrum of the kernel: 3 x 32 x 32 x 17 float32" in out
+    assert "at the peak" in out and "60 images are read at a time" in out and not (tmp_path / "run").exists()
+    code, out, _ = cli(*words, "--json", "--memory", "2.5")
+    planned = json.loads(out)["memory"]
+    assert planned["limit_bytes"] == 2.5e9 and planned["peak_bytes"] == max(planned["stages"].values())
+
+
+@pytest.mark.parametrize("more", [(), ("--dry-run",)])
+def test_too_little_memory_is_refused(cli, particles, tmp_path, more):
+    code, out, err = cli("reconstruct", particles, "-o", tmp_path / "run", "--memory", "0.01", *more)
+    assert (
+        code == 1
+        and "a box of 16 at scale 1 needs" in err
+        and "0.01 GB may be used: bin the particles" in err
+    )
+    assert out == "" and not (tmp_path / "run").exists()
+
+
+def test_the_record_holds_the_plan_and_the_peak(finished):
+    report = json.loads((finished / "run.json").read_text())
+    assert report["memory"]["chunk"] == report["first_pass"]["images"] == 60
+    assert sum(a["bytes"] for a in report["memory"]["arrays"]) > 0
+    assert report["peak_memory_bytes"] > report["memory"]["libraries_bytes"]
 
 
 # --- fsc ----------------------------------------------------------------------------------------------------

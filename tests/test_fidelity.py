@@ -1,13 +1,19 @@
 """The data term: symmetry against brute force, batches, weights, what is refused."""
 
+import os
+import signal
+import threading
+import time
+
 import numpy as np
 import pytest
 
 from invcryo.backend import norm, use
+from invcryo.backend import threads as backend_threads
 from invcryo.costs import LeastSquares, SquaredL2, fidelity
 from invcryo.ctf import CTF
 from invcryo.data import ParticleStack, Poses
-from invcryo.operators import Diagonal, ImageFilter, Mask, Projector, Toeplitz
+from invcryo.operators import Diagonal, Gradient, ImageFilter, Mask, Projector, Toeplitz
 from invcryo.rotation import random_rotations
 from invcryo.symmetry import _permuted, point_group
 from invcryo.testing import check_gradient
@@ -222,3 +228,119 @@ def test_masked_model(rng):
     assert cost.quadratic()(x) == pytest.approx(0.5 * (M(P(x) - y) ** 2).sum(), rel=1e-9)
     both = (cost + 0.5 * SquaredL2()).quadratic(P.ishape, np.float64)
     assert both(x) == pytest.approx(cost(x) + 0.25 * (x**2).sum(), rel=1e-9)
+
+
+# -- one pass for several groups, reading ahead ------------------------------------------------------------
+
+
+@pytest.mark.parametrize("symmetry", ["C1", "C3", "D2"])
+def test_groups_in_one_pass(symmetry, rng):
+    """Each group's quadratic is that of its images alone; each image is read once, in the order of the file."""
+    A = model(views(11, rng), (10,) * 3, 12, rng)
+    images = Images(rng.standard_normal(A.oshape))
+    W = ImageFilter.from_radial([1.0, 0.5], 12, 11, dtype=np.float64)
+    label = np.array([2, 1, 1, 2, 1, 1, 1, 1, 1, 7, 2])  # chunks with all of them, with two, with one
+    done = LeastSquares(A, images, W, symmetry=symmetry, chunk=3).normal_equations(label)
+    assert (images.reads == 1).all() and images.largest == 3
+    assert (done.images, done.chunk, done.resumed_at) == (11, 3, 0)
+    for group, q in zip((1, 2, 7), done.quadratics, strict=True):
+        rows = np.flatnonzero(label == group)
+        alone = LeastSquares(A.rows(rows), images.array[rows], W.rows(rows), symmetry=symmetry).quadratic()
+        assert relative(q.b, alone.b) < 1e-12 and q.c == pytest.approx(alone.c, rel=1e-12)
+        assert relative(q.Q.kernel, alone.Q.kernel) < 1e-12
+    assert set(done.seconds) == {"computing", "reading", "waiting", "saving", "finishing"}
+    assert min(done.seconds.values()) >= 0
+    with pytest.raises(ValueError, match=r"groups of 11 images have shape \(11,\), got \(4,\)"):
+        LeastSquares(A, images).normal_equations([1, 1, 2, 2])
+
+
+def test_groups_without_a_kernel_of_views(rng):
+    """A scaled model, and a weight per pixel: each group's Q is the product of the operators of its rows."""
+    P = model(views(5, rng), (8,) * 3, 9, rng, ctf=False)
+    y, w, x = rng.standard_normal(P.oshape), rng.random(P.oshape), rng.standard_normal(P.ishape)
+    label = np.array([0, 1, 0, 0, 1])
+    scaled = LeastSquares(0.5 * P, y, chunk=2).normal_equations(label)
+    weighted = LeastSquares(P, y, Diagonal(w, np.float64), chunk=2).normal_equations(label)
+    for group in (0, 1):
+        rows = label == group
+        r = 0.5 * P.rows(rows)(x) - y[rows]
+        assert scaled.quadratics[group](x) == pytest.approx(0.5 * (r**2).sum(), rel=1e-9)
+        r = P.rows(rows)(x) - y[rows]
+        assert weighted.quadratics[group](x) == pytest.approx(0.5 * (w[rows] * r**2).sum(), rel=1e-9)
+    with pytest.raises(TypeError, match="cannot be told apart"):
+        LeastSquares(Gradient((4, 4, 4)), np.ones((3, 4, 4, 4), np.float32)).normal_equations([1, 2, 1])
+
+
+class Watched(Images):
+    """Says which thread reads, with how many threads, and what has been computed by then."""
+
+    def __init__(self, array):
+        super().__init__(array)
+        self.log = []
+
+    def __getitem__(self, index):
+        self.log.append((threading.current_thread().name, backend_threads()))
+        return super().__getitem__(index)
+
+
+def test_the_next_chunk_comes_in_meanwhile(rng, monkeypatch):
+    A = model(views(6, rng), (8,) * 3, 8, rng)
+    images = Watched(rng.standard_normal(A.oshape))
+    started = threading.Event()
+    add = fidelity.NormalSums.add
+
+    def waiting(self, part, *rest):
+        # the read of the chunk after this one begins without us
+        end = time.monotonic() + 20
+        while len(images.log) < min(3, 1 + computed[0] + 1) and time.monotonic() < end:
+            time.sleep(1e-3)
+        started.set()
+        assert len(images.log) >= min(3, computed[0] + 2)
+        computed[0] += 1
+        add(self, part, *rest)
+
+    computed = [0]
+    monkeypatch.setattr(fidelity.NormalSums, "add", waiting)
+    with use(threads=2):
+        LeastSquares(A, images, chunk=2).quadratic()
+    assert computed == [3] and started.is_set()
+    assert all(name.startswith("invcryo-reader") and n == 1 for name, n in images.log)
+    images.log.clear()
+    images.read_ahead = False
+    monkeypatch.setattr(fidelity.NormalSums, "add", add)
+    with use(threads=2):
+        LeastSquares(A, images, chunk=2).quadratic()
+    assert images.log == [(threading.current_thread().name, 2)] * 3
+
+
+def test_what_the_reader_meets_is_raised(rng):
+    A = model(views(6, rng), (8,) * 3, 8, rng)
+
+    class Broken(Images):
+        def __getitem__(self, index):
+            if index.start == 4:
+                raise OSError("the disk went away")
+            return super().__getitem__(index)
+
+    with pytest.raises(OSError, match="the disk went away"):
+        LeastSquares(A, Broken(rng.standard_normal(A.oshape)), chunk=2).quadratic()
+    assert not [t for t in threading.enumerate() if t.name.startswith("invcryo-reader")]
+
+
+def test_ctrl_c_ends_the_pass_and_its_reader(rng):
+    A = model(views(6, rng), (8,) * 3, 8, rng)
+
+    class Slow(Images):
+        def __getitem__(self, index):
+            if index.start == 4:
+                os.kill(os.getpid(), signal.SIGINT)  # while the pass waits for this chunk
+                time.sleep(0.3)
+            return super().__getitem__(index)
+
+    previous = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            LeastSquares(A, Slow(rng.standard_normal(A.oshape)), chunk=2).quadratic()
+    finally:
+        signal.signal(signal.SIGINT, previous)
+    assert not [t for t in threading.enumerate() if t.name.startswith("invcryo-reader")]

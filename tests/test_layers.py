@@ -17,7 +17,18 @@ LAYERS = [
     ["operators"],
     ["costs"],
     ["solvers"],
-    ["metrics", "io", "simulate", "plot", "inversion", "reconstruction", "direct", "sampling"],
+    [
+        "metrics",
+        "io",
+        "simulate",
+        "plot",
+        "inversion",
+        "checkpoint",
+        "memory",
+        "reconstruction",
+        "direct",
+        "sampling",
+    ],
     ["cli", "__main__", "studies", "autograd", "learned"],
 ]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}

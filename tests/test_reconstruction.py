@@ -10,13 +10,14 @@ import pytest
 
 from invcryo import reconstruction
 from invcryo.backend import use
+from invcryo.checkpoint import Checkpoint
 from invcryo.cli import main
 from invcryo.costs import LeastSquares
 from invcryo.data import ParticleStack, Poses
 from invcryo.inversion import least_squares_map
 from invcryo.io import read_map, read_particles
 from invcryo.metrics import correlation, fsc
-from invcryo.reconstruction import forward_model, reconstruct
+from invcryo.reconstruction import forward_model, plan, reconstruct
 from invcryo.rotation import matrix_from_euler
 from invcryo.simulate import phantom, simulate_particles
 from invcryo.symmetry import symmetrise
@@ -138,10 +139,60 @@ def test_a_lambda_that_flattens_the_map_is_noticed(simulated):
     assert any("lambda = 1e+06 is too large" in w for w in reconstruct(stack, lam=1e6).warnings)
 
 
-def test_too_little_memory_is_refused_before_work(simulated, monkeypatch):
-    monkeypatch.setattr(reconstruction, "_memory_available", lambda: 2.0**20)
-    with pytest.raises(MemoryError, match=r"box of 32 at scale 1 needs about .* GiB .* use a larger scale"):
-        reconstruct(simulated[0])
+class Untouchable:
+    """Images that nobody may read."""
+
+    def __init__(self, images):
+        self.shape, self.dtype = images.shape, images.dtype
+
+    def __getitem__(self, index):
+        raise AssertionError("an image was read")
+
+
+def test_too_little_memory_is_refused_before_work(simulated):
+    stack = simulated[0]
+    unread = ParticleStack(Untouchable(stack.images), 5.0, stack.poses, stack.ctf, stack.half)
+    with pytest.raises(
+        MemoryError, match=r"box of 32 at scale 1 needs .* GB .*0.02 GB may be used: bin the particles"
+    ):
+        reconstruct(unread, memory=0.02)
+    planned = plan(unread)
+    assert planned.fits and planned.chunk == 200 and planned.libraries > 5e7
+
+
+def test_a_reconstruction_that_was_cut_short_goes_on(simulated, tmp_path):
+    stack, _ = simulated
+
+    class Breaking:
+        shape, dtype = stack.images.shape, stack.images.dtype
+        whole = False
+
+        def __getitem__(self, index):
+            if not self.whole and index.start >= 150 and index.stop - index.start > 1:
+                raise OSError("gone")
+            return images[index]
+
+    images, breaking = stack.images[:], Breaking()
+    broken = ParticleStack(breaking, 5.0, stack.poses, stack.ctf, stack.half)
+    small = {"reg": "none", "half_maps": True, "memory": None}
+    with use(threads=1):
+        unbroken = reconstruct(replace(broken, images=images), **small)
+        original = reconstruction.plan_memory
+        reconstruction.plan_memory = lambda *a, **k: replace(original(*a, **k), chunk=50)
+        try:
+            expected = reconstruct(replace(broken, images=images), **small)
+            with pytest.raises(OSError, match="gone"):
+                reconstruct(broken, checkpoint=Checkpoint(tmp_path, every=0), **small)
+            breaking.whole = True
+            out = reconstruct(broken, checkpoint=tmp_path, **small)
+        finally:
+            reconstruction.plan_memory = original
+    assert 0 < out.first_pass["resumed_at"] <= 150 and expected.first_pass["resumed_at"] == 0
+    for name in ("map", "half1", "half2"):
+        np.testing.assert_array_equal(getattr(out, name), getattr(expected, name))
+        a, b = getattr(out, name), getattr(unbroken, name)
+        assert np.linalg.norm(a - b) < 1e-4 * np.linalg.norm(b)  # one chunk or four: rounding only
+    assert not list(tmp_path.iterdir())  # nothing is left
 
 
 @pytest.mark.parametrize(

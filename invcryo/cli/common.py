@@ -173,6 +173,8 @@ _OPTIONS = {
 _PHRASES: tuple[tuple[str, Any], ...] = (
     (r"ignore=\(([^)]*)\)", lambda m: "--ignore " + " ".join(re.findall(r"'([^']*)'", m[1]))),
     (r"degrees=False", "--angles radians"),
+    (r"fresh=True", "--fresh"),
+    (r"use scale (\d)", r"use --scale \1"),
     (r"degrees=True", "--angles degrees"),
     (r"contrast='(\w+)'", r"--contrast \1"),
     (r", or resume with state=result\.state", ""),

@@ -62,10 +62,14 @@ DIR receives
   slices.png     central slices; fsc.png, the curves; convergence.png, the solver
   run.json       options, versions, inputs, times; convergence.csv, iteration by iteration
 With --reg none the maps are unregularised themselves, and there are no files *_noreg.
+
+The sums over the images are kept in DIR every minute (unfinished.npz) until the maps are there: a run that was cut
+short goes on from there when the same command is given again.
 """
 _EXAMPLES = """\
   invcryo reconstruct particles.star -o run --half-maps
   invcryo reconstruct particles.star -o run --half-maps --mask mask.mrc --sym D2 --positivity
+  invcryo reconstruct particles.star -o run --half-maps --dry-run    (how much memory does it take?)
   invcryo reconstruct --i particles.star --o run --angpix 1.06 --j 8
   relion_postprocess --i run/half1_noreg.mrc --mask mask.mrc --o run/postprocess   (finds half2 itself)
 """
@@ -165,6 +169,22 @@ def add_parser(commands: Any) -> None:
 
     job = parser.add_argument_group("the job")
     add_output(job)
+    job.add_argument(
+        "--fresh",
+        action="store_true",
+        help="begin anew where DIR holds the state of a run that was cut short; without it that run is gone on with",
+    )
+    job.add_argument(
+        "--memory",
+        type=positive,
+        metavar="GB",
+        help="1e9 bytes of memory that may be used; default: all that is free",
+    )
+    job.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="say what would be held in memory, array by array, and stop: no image is read, nothing is written",
+    )
     job.add_argument("--max-iter", type=natural, metavar="N", help="most iterations of the solver")
     job.add_argument(
         "--seed",
@@ -181,11 +201,14 @@ def run(args: argparse.Namespace, words: Sequence[str], console: Console) -> tup
     from ..backend import use
 
     started = time.time()
+    if args.dry_run:
+        with use(threads=args.threads):
+            return dry_run(args, console)
     with use(threads=args.threads), OutputFolder(args.output, RESULTS, overwrite=args.overwrite) as folder:
         stack = load(args)
         mask = _mask(args.mask, args.pixel_size)
         with Interrupts(console) as interrupts:
-            result = solve(args, stack, mask, console)
+            result = solve(args, stack, mask, console, folder.path)
         if interrupts.seen:
             result.stopped_by = "interrupt"
         return save(args, words, console, folder, stack, result, started)
@@ -219,26 +242,66 @@ def load(args: argparse.Namespace) -> ParticleStack:
     return stack
 
 
-def solve(args: argparse.Namespace, stack: ParticleStack, mask: Any, console: Console) -> Reconstruction:
+def dry_run(args: argparse.Namespace, console: Console) -> tuple[int, dict[str, Any]]:
+    """The memory that the command would take."""
+    from ..memory import TooLargeError
+    from ..reconstruction import plan
+
+    stack = load(args)
+    try:
+        planned = plan(
+            stack,
+            reg=args.reg,
+            lam=args.lam,
+            scale=args.scale,
+            half_maps=args.half_maps,
+            memory=args.memory,
+        )
+    except TooLargeError as error:
+        raise ValueError(str(error)) from error
+    console.say(f"{count(len(stack), 'particle')} of {stack.box} x {stack.box} pixels\n{planned}")
+    return EXIT_DONE, {"particles": len(stack), "memory": planned.as_dict()}
+
+
+def solve(
+    args: argparse.Namespace, stack: ParticleStack, mask: Any, console: Console, folder: Path
+) -> Reconstruction:
+    from ..checkpoint import Checkpoint
+    from ..memory import TooLargeError
     from ..reconstruction import reconstruct
 
     height, width = stack.image_shape
     console.note(
         f"{count(len(stack), 'particle')} of {width} x {height} pixels, {stack.pixel_size:g} angstrom"
     )
-    result = reconstruct(
-        stack,
-        reg=args.reg,
-        lam=args.lam,
-        positivity=args.positivity,
-        mask=mask,
-        symmetry=args.sym,
-        scale=args.scale,
-        half_maps=args.half_maps,
-        max_iter=args.max_iter,
-        rng=args.seed,
-        progress=console.progress,
-    )
+    checkpoint = Checkpoint(folder, fresh=args.fresh)
+    if checkpoint.path.exists() and not args.fresh:
+        console.note(f"going on with the run that was cut short ({checkpoint.path})")
+    try:
+        result = reconstruct(
+            stack,
+            reg=args.reg,
+            lam=args.lam,
+            positivity=args.positivity,
+            mask=mask,
+            symmetry=args.sym,
+            scale=args.scale,
+            half_maps=args.half_maps,
+            max_iter=args.max_iter,
+            memory=args.memory,
+            checkpoint=checkpoint,
+            rng=args.seed,
+            progress=console.progress,
+        )
+    except TooLargeError as error:
+        raise ValueError(str(error)) from error
+    except KeyboardInterrupt:
+        if not checkpoint.path.exists():
+            raise
+        raise Interrupted(
+            f"interrupted: no map was written; the sums over the images so far are in {checkpoint.path}, and the same"
+            " command goes on from there"
+        ) from None
     if args.reg == "none":  # the maps themselves are the unregularised ones
         result = replace(result, map_noreg=None, half1_noreg=None, half2_noreg=None, fsc_noreg=None)  # type: ignore[arg-type]
     return result
@@ -284,6 +347,8 @@ def save(
 
 def summary(result: Reconstruction) -> dict[str, Any]:
     """The figures of a reconstruction, as they go into run.json."""
+    from ..memory import peak_memory
+
     return {
         "box": result.map.shape[0],
         "pixel_size": result.pixel_size,
@@ -292,6 +357,9 @@ def summary(result: Reconstruction) -> dict[str, Any]:
         "stopped_by": result.stopped_by,
         "iterations": len(result.history.get("iteration", ())),
         "gram_error": result.gram_error,
+        "memory": None if result.memory is None else result.memory.as_dict(),
+        "peak_memory_bytes": peak_memory(),
+        "first_pass": result.first_pass,
         "resolution_0.143_angstrom": {
             name: None if curve is None else curve.resolution(0.143)
             for name, curve in (("fsc", result.fsc), ("fsc_noreg", result.fsc_noreg))
@@ -330,6 +398,12 @@ def tell(console: Console, folder: OutputFolder, report: dict[str, Any], result:
     else:
         lam = f"{result.lam:.4g}" + ("" if result.lam_search is None else ", chosen from the data")
     console.say(f"{folder.path / 'map.mrc'}: {n} x {n} x {n} voxels of {result.pixel_size:g} angstrom")
+    seconds = report["first_pass"]["seconds"]
+    if seconds["waiting"] > max(1.0, seconds["computing"]):
+        console.warn(
+            f"reading the images took {seconds['reading']:.0f} s, of which {seconds['waiting']:.0f} s were waited for,"
+            f" and computing with them {seconds['computing']:.0f} s: a faster disk would help"
+        )
     rows: list[tuple[str, Any]] = [
         ("particles", report["particles"]),
         ("lambda", lam),

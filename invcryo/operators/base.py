@@ -88,6 +88,30 @@ class LinOp:
             f"{type(self).__name__} cannot be resized: it does not act on a volume seen from poses"
         )
 
+    # -- sums over the parts of a stack -----------------------------------------------------------------
+
+    def adjoint_sum(self) -> Any:
+        """Where `add_adjoint` of operators that differ from this one in their views alone adds up.
+
+        An object with ``result()``, the sum of ``A_p^H y_p``, and ``total``, an array that is all its state.
+        """
+        return _PlainSum(self.ishape, self.dtype)
+
+    def add_adjoint(self, y: NDArray, total: Any) -> None:
+        """Add ``A^H y`` to a sum made by `adjoint_sum`; what work can wait for its end is left to ``result()``."""
+        total.total += self._adjoint(y)
+
+    def gram_sum(self, W: LinOp | None = None) -> Any | None:
+        """The same for `add_gram`: ``result()`` is the kernel of the `Toeplitz` operator ``sum_p A_p^H W_p A_p``.
+
+        None where that is no Toeplitz operator, or its kernel is not made view by view.
+        """
+        return None
+
+    def add_gram(self, W: LinOp | None, total: Any) -> None:
+        """Add the kernel of ``A^H W A`` to a sum made by `gram_sum`."""
+        raise NotImplementedError(f"{type(self).__name__} has no kernel that adds up")
+
     # -- what users call --------------------------------------------------------------------------------
 
     def apply(self, x: NDArray) -> NDArray:
@@ -199,6 +223,16 @@ class LinOp:
         return x if array_module(x) is not np else np.ascontiguousarray(x)
 
 
+class _PlainSum:
+    """The sum of arrays, for operators that have nothing better."""
+
+    def __init__(self, shape: Shape, dtype: np.dtype) -> None:
+        self.total = np.zeros(shape, dtype)
+
+    def result(self) -> NDArray:
+        return self.total
+
+
 class Adjoint(LinOp):
     """``A^H``."""
 
@@ -256,6 +290,18 @@ class Compose(LinOp):
 
     def resized(self, shape: Sequence[int]) -> LinOp:
         return self.left @ self.right.resized(shape)
+
+    def adjoint_sum(self) -> Any:
+        return self.right.adjoint_sum()
+
+    def add_adjoint(self, y: NDArray, total: Any) -> None:
+        self.right.add_adjoint(self.left._adjoint(y), total)
+
+    def gram_sum(self, W: LinOp | None = None) -> Any | None:
+        return self.right.gram_sum(self.left.gram(W))
+
+    def add_gram(self, W: LinOp | None, total: Any) -> None:
+        self.right.add_gram(self.left.gram(W), total)
 
 
 class Sum(LinOp):
