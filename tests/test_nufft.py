@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from invcryo.backend import use
-from invcryo.operators.nufft import GridReader, GridWriter
+from invcryo.operators.nufft import GridReader, GridWriter, _fine_size
 
 TOLERANCE = {"f4": 5e-5, "f8": 1e-11}
 SHAPES = [
@@ -17,13 +17,6 @@ SHAPES = [
 ]  # fmt: skip
 every_shape = pytest.mark.parametrize("shape", SHAPES, ids=str)
 both_types = pytest.mark.parametrize("dtype", ["f4", "f8"])
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """So that sums are made in one order."""
-    with use(threads=1):
-        yield
 
 
 def waves(shape, points):
@@ -55,10 +48,22 @@ def problem(shape, dtype, rng, n=300):
     )
 
 
+def as_planes(points):
+    """Points of as many planes as there are points, one frequency on each."""
+    axes = np.zeros((points.shape[1], 2, 3))
+    axes[:, 0] = points.T
+    return axes, np.array([[1.0], [0.0]])
+
+
+def read(reader, points):
+    return reader.at(*as_planes(points))[:, 0]
+
+
 def written(shape, dtype, points, s, *, real=False, parts=1):
     writer = GridWriter(shape, dtype, real=real)
+    s = s.real if real else s
     for part in np.array_split(np.arange(len(s)), parts):
-        writer.add(points[:, part].copy(), s[part])  # indexing by an array copies, but not in C order
+        writer.add(*as_planes(points[:, part]), s[part, None])
     return writer.result()
 
 
@@ -71,7 +76,7 @@ def relative(a, b):
 def test_values_at_points(shape, dtype, rng):
     c, points, s = problem(shape, dtype, rng)
     expected = direct_values(c, points)
-    values = GridReader(c).at(points)
+    values = read(GridReader(c), points)
     assert values.dtype == s.dtype
     assert relative(values, expected) < TOLERANCE[dtype]
 
@@ -102,7 +107,7 @@ def test_sum_of_real_strengths(shape, dtype, rng):
 @both_types
 def test_writer_is_the_adjoint_of_the_reader(shape, dtype, rng):
     c, points, s = problem(shape, dtype, rng)
-    values = GridReader(c).at(points.copy()).astype(complex)
+    values = read(GridReader(c), points).astype(complex)
     total = written(shape, dtype, points, s.copy())
     difference = np.vdot(s, values).real - np.vdot(total.astype(float), c)
     # the accuracy of the transform does not enter: both are one map, up to rounding
@@ -122,8 +127,8 @@ def test_points_on_the_planes_where_the_grid_is_folded(shape, dtype, rng):
         np.result_type(dtype, "c8")
     )
     expected, total = direct_values(c, points), direct_sum(shape, points, s)
-    assert relative(GridReader(c).at(points.copy()), expected) < TOLERANCE[dtype]
-    assert relative(written(shape, dtype, points.copy(), s.copy()), total) < TOLERANCE[dtype]
+    assert relative(read(GridReader(c), points), expected) < TOLERANCE[dtype]
+    assert relative(written(shape, dtype, points, s), total) < TOLERANCE[dtype]
     s.imag = 0
     total = direct_sum(shape, points, s)
     assert relative(written(shape, dtype, points, s, real=True), total) < TOLERANCE[dtype]
@@ -133,8 +138,8 @@ def test_points_on_the_planes_where_the_grid_is_folded(shape, dtype, rng):
 def test_one_grid_serves_any_batches(dtype, rng):
     c, points, _ = problem((14, 15, 16), dtype, rng)
     reader = GridReader(c)
-    whole = reader.at(points.copy())
-    parts = [reader.at(points[:, p].copy()) for p in (slice(0, 7), slice(7, 300))]
+    whole = read(reader, points)
+    parts = [read(reader, points[:, p]) for p in (slice(0, 7), slice(7, 300))]
     np.testing.assert_array_equal(np.concatenate(parts), whole)
 
 
@@ -146,32 +151,90 @@ def test_result_so_far(rng):
     expected = 0.0
     for part in (slice(0, 100), slice(100, 300)):
         expected = expected + direct_sum((6, 7, 8), points[:, part], s[part])
-        writer.add(points[:, part].copy(), s[part].copy())
+        writer.add(*as_planes(points[:, part]), s[part, None])
         assert relative(writer.result(), expected) < TOLERANCE["f8"]
 
 
 @both_types
-def test_same_bits_on_one_thread_and_same_values_on_two(dtype, rng):
-    shape = (33, 30, 35)
-    c, points, s = problem(shape, dtype, rng, n=40_000)
-    for read_or_write in (
-        lambda: GridReader(c).at(points.copy()),
-        lambda: written(shape, dtype, points.copy(), s.copy()),
-        lambda: written(shape, dtype, points.copy(), s.real.astype(s.dtype), real=True),
-    ):
-        first = read_or_write()
-        np.testing.assert_array_equal(read_or_write(), first)
-        with use(threads=2):  # FINUFFT then splits the points otherwise, and rounds them otherwise
-            assert relative(read_or_write(), first) < TOLERANCE[dtype]
+@pytest.mark.parametrize("fft", ["scipy", "pyfftw"])
+def test_same_bits_in_every_run_and_on_any_number_of_threads(dtype, fft, rng):
+    """With blocks of points that are as uneven as can be, and small ones beside large ones."""
+    shape = (70, 75, 72)
+    c, points, s = problem(shape, dtype, rng, n=150_000)  # more than is left to one thread
+    points[:, ::3] *= 0.05
+    calls = (
+        lambda: read(GridReader(c), points),
+        lambda: written(shape, dtype, points, s),
+        lambda: written(shape, dtype, points, s, real=True),
+    )
+    for call in calls:
+        with use(threads=1, fft=fft):
+            first = call()
+        for threads in (1, 2, 2, 2, 3):
+            with use(threads=threads, fft=fft):
+                np.testing.assert_array_equal(call(), first)
+
+
+@both_types
+def test_points_where_rounding_could_leave_the_grid(dtype, rng):
+    """Tiny negative numbers, whole turns and the numbers next to them, and the borders of blocks of the fine grid."""
+    shape = (20, 40, 60)
+    c, _, _ = problem(shape, dtype, rng)
+    fine = _fine_size(60, np.dtype(dtype))
+    borders = 2 * np.pi * np.array([16, 32, 48]) / fine
+    exact = np.concatenate([[0, -1e-300, -1e-17, 2 * np.pi, -2 * np.pi, 4 * np.pi], borders, -borders])
+    special = np.concatenate([exact, np.nextafter(exact, 10), np.nextafter(exact, -10)])
+    points = rng.choice(special, (3, 2000))
+    s = (rng.standard_normal(2000) + 1j * rng.standard_normal(2000)).astype(np.result_type(dtype, "c8"))
+    assert relative(read(GridReader(c), points), direct_values(c, points)) < TOLERANCE[dtype]
+    assert relative(written(shape, dtype, points, s), direct_sum(shape, points, s)) < TOLERANCE[dtype]
+
+
+@both_types
+def test_points_of_planes(dtype, rng):
+    """``q[p, j] = w[0, j] axes[p, 0] + w[1, j] axes[p, 1]`` in the order x, y, z, view by view."""
+    shape, axes, w = (12, 9, 14), rng.standard_normal((7, 2, 3)), rng.uniform(-2, 2, (2, 11))
+    s = (rng.standard_normal((7, 11)) + 1j * rng.standard_normal((7, 11))).astype(np.result_type(dtype, "c8"))
+    points = np.stack([
+        [sum(w[i, j] * axes[p, i, a] for i in range(2)) for p in range(7) for j in range(11)] for a in range(3)
+    ])  # fmt: skip
+    c = rng.standard_normal(shape).astype(dtype)
+    values = GridReader(c).at(axes, w)
+    assert values.shape == s.shape and values.dtype == s.dtype
+    assert relative(values.ravel(), direct_values(c, points)) < TOLERANCE[dtype]
+    writer = GridWriter(shape, dtype)
+    writer.add(axes, w, s)
+    assert relative(writer.result(), direct_sum(shape, points, s.ravel())) < TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize("place", ["axes", "frequencies"])
+def test_points_that_are_no_numbers(place, rng):
+    planes = {"axes": np.ones((2, 2, 3)), "frequencies": np.ones((2, 3))}
+    planes[place][0, 0] = np.nan
+    with pytest.raises(ValueError, match="must be finite"):
+        GridReader(np.ones((5, 5, 5))).at(planes["axes"], planes["frequencies"])
+    with pytest.raises(ValueError, match="must be finite"):
+        GridWriter((5, 5, 5), "f8").add(planes["axes"], planes["frequencies"], np.ones((2, 3)))
+
+
+def test_the_state_of_a_sum(rng):
+    """``total`` is all of it: a copy of it goes on where the first left off."""
+    _, points, s = problem((6, 7, 8), "f8", rng)
+    first, second = GridWriter((6, 7, 8), "f8"), GridWriter((6, 7, 8), "f8")
+    first.add(*as_planes(points[:, :100]), s[:100, None])
+    second.total[...] = first.total
+    for writer in (first, second):
+        writer.add(*as_planes(points[:, 100:]), s[100:, None])
+    np.testing.assert_array_equal(second.result(), first.result())
 
 
 @both_types
 def test_the_other_fft_engine(dtype, rng):
     shape = (12, 13, 15)
     c, points, s = problem(shape, dtype, rng)
-    expected = GridReader(c).at(points.copy()), written(shape, dtype, points.copy(), s.copy())
+    expected = read(GridReader(c), points), written(shape, dtype, points, s)
     with use(fft="pyfftw"):
-        found = GridReader(c).at(points.copy()), written(shape, dtype, points.copy(), s.copy())
+        found = read(GridReader(c), points), written(shape, dtype, points, s)
     for a, b in zip(found, expected, strict=True):
         assert relative(a, b) < 100 * np.finfo(dtype).eps
 
@@ -179,6 +242,6 @@ def test_the_other_fft_engine(dtype, rng):
 def test_nothing_is_printed(rng, capfd):
     for dtype in ("f4", "f8"):
         c, points, s = problem((9, 20, 33), dtype, rng)
-        GridReader(c).at(points.copy())
+        read(GridReader(c), points)
         written(c.shape, dtype, points, s)
     assert capfd.readouterr() == ("", "")

@@ -367,6 +367,26 @@ def test_kernel_in_batches(rng, monkeypatch):
         assert relative(a, b) < 1e-13
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_same_bits_in_every_run_and_on_any_number_of_threads(dtype, rng):
+    P = Projector(views(40, rng), KaiserBessel(), 64, dtype=dtype)
+    W = ImageFilter.from_radial(rng.random(33), 64, 40, dtype=dtype)
+    x, y = rng.standard_normal(P.ishape).astype(dtype), rng.standard_normal(P.oshape).astype(dtype)
+    calls = (
+        lambda: P(x),
+        lambda: P.adjoint(y),
+        P.slice_kernel,
+        lambda: P.slice_kernel(W),
+        lambda: P.gram(W)(x),
+    )
+    for call in calls:
+        with use(threads=1):
+            first = call()
+        for threads in (2, 2, 3):
+            with use(threads=threads):
+                np.testing.assert_array_equal(call(), first)
+
+
 @pytest.mark.parametrize("n", [20, 60])
 def test_check_gram_passes_right_kernels_and_finds_wrong_ones(n, rng):
     P = Projector(views(n, rng), KaiserBessel(), 10, 12, dtype=np.float64)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,8 @@ from numpy.typing import NDArray
 from ..backend import array_module, threads
 
 __all__ = [
-    "add_planes",
+    "SPREADING",
+    "SortedPoints",
     "add_slices",
     "ctf_values",
     "dead_zone",
@@ -24,7 +26,7 @@ __all__ = [
     "difference_apply",
     "extract_slices",
     "fill_margins",
-    "fold_points",
+    "fold_margins",
     "hessian_adjoint",
     "hessian_apply",
     "laplacian",
@@ -39,6 +41,12 @@ __all__ = [
     "wavelet_analysis",
     "wavelet_synthesis",
 ]
+
+#: Of the spreading kernel, by type: cells that a point reaches per axis, lanes of the vector that holds their weights,
+#: degree of the polynomials that give them.
+SPREADING = {"float32": (8, 8, 9), "float64": (14, 16, 19)}
+
+_BLOCK = (16, 16, 32)  # cells (z, y, x): twice as wide as a point reaches, small enough for the second cache
 
 
 def _cpu(*arrays: Any, work: int | None = None) -> Any:
@@ -149,26 +157,83 @@ def matrix_norms(x: NDArray, nuclear: bool) -> tuple[float, float]:
     return total, float(peaks.max()) if np.isfinite(total) else total
 
 
-def fold_points(points: NDArray, size: int, margin: int, planes: int, opposite: NDArray) -> None:
-    """Move points (3, J) = (x, y, z), rad, to the half space z >= 0, and there to a grid of its own, in place.
+class SortedPoints:
+    """Points ``frequencies[0, k] axes[p, 0] + frequencies[1, k] axes[p, 1]`` in the order of the blocks of a grid.
 
-    Points with negative z, modulo one turn, change sign; ``opposite`` (J,) says which. Then z = 0, which is plane
-    ``margin`` of ``planes``, and z = pi, ``size // 2`` planes on, become angles over all ``planes`` from -pi.
+    Parameters
+    ----------
+    axes : (n, 2, 3), float64
+        In the order x, y, z; points count in turns and are periodic.
+    frequencies : (2, m), float64
+    fine : (nz, ny, nx)
+        Samples per turn. Points with negative z are replaced by their opposite.
+    dtype : float32 or float64
     """
-    _cpu(points, work=points.size).fold_points(points, size, margin, planes, opposite)
+
+    def __init__(self, axes: NDArray, frequencies: NDArray, fine: tuple[int, ...], dtype: Any) -> None:
+        loops = _nufft(axes, work=len(axes) * frequencies.shape[1])
+        n, m = len(axes), frequencies.shape[1]
+        self._blocks = (fine[0] // 2 // _BLOCK[0] + 1, -(-fine[1] // _BLOCK[1]), -(-fine[2] // _BLOCK[2]))
+        parts = max(1, min(n, threads(n * m)))
+        edges = np.arange(parts + 1) * n // parts
+        keys = np.empty((n, m), np.int32)
+        counts = np.empty((parts, math.prod(self._blocks)), np.int64)
+        loops.count_points(axes, frequencies, fine, _BLOCK, self._blocks, edges, keys, counts)
+        ends = np.cumsum(counts.T).reshape(counts.T.shape)  # block by block, part by part
+        self._starts = np.append(0, ends[:, -1])
+        self._places, self._order = np.empty((n * m, 3), dtype), np.empty(n * m, np.int32)
+        starts = np.ascontiguousarray(ends.T - counts)
+        loops.sort_points(
+            axes, frequencies, fine, _BLOCK, self._blocks, edges, keys, starts, self._places, self._order
+        )
+
+    def _shares(self, apart: bool) -> Iterator[tuple[NDArray, NDArray]]:
+        """Blocks, and where the share of each thread ends; with ``apart``, no two neighbours at the same time."""
+        sizes = np.diff(self._starts)
+        largest_first = np.argsort(-sizes, kind="stable")
+        largest_first = largest_first[sizes[largest_first] > 0]
+        z, y, x = np.unravel_index(largest_first, self._blocks)
+        colour = z % 2 * 4 + y % 2 * 2 + x % 2 if apart else np.zeros_like(z)
+        workers = threads(len(self._order))
+        for c in range(8 if apart else 1):
+            mine = largest_first[colour == c]
+            shares = [mine[t::workers] for t in range(workers)]
+            yield np.concatenate(shares), np.cumsum([0, *map(len, shares)])
+
+    def spread(self, strengths: NDArray, coefficients: NDArray, margin: int, grid: NDArray) -> None:
+        """Add strengths (n * m,) to a grid with margins, those of points that were replaced as their conjugates."""
+        loops = _nufft(strengths, grid, work=strengths.size)
+        width = SPREADING[self._places.dtype.name][0]
+        for blocks, ends in self._shares(apart=True):
+            loops.spread(grid, margin, _BLOCK, self._blocks, blocks, ends, self._starts, self._places, self._order,
+                         strengths, coefficients, width)  # fmt: skip
+
+    def interpolate(self, grid: NDArray, coefficients: NDArray, margin: int, values: NDArray) -> None:
+        """The transpose of `spread`."""
+        loops = _nufft(values, grid, work=values.size)
+        width = SPREADING[self._places.dtype.name][0]
+        for blocks, ends in self._shares(apart=False):
+            loops.interpolate(grid, margin, _BLOCK, self._blocks, blocks, ends, self._starts, self._places,
+                              self._order, coefficients, width, values)  # fmt: skip
 
 
-def add_planes(grid: NDArray, margin: int, total: NDArray) -> None:
-    """``total += conj(grid)`` without its margins, whose planes are added where their mirror images lie.
+def fold_margins(grid: NDArray, margin: int, inside: tuple[int, ...]) -> None:
+    """Move what lies in the margins around ``inside`` (planes, ny, nx) to where it belongs.
 
-    ``total`` holds planes 0 to the middle of a periodic grid; these two, their own mirror images, count double.
+    Rows and columns are periodic. Planes are 0 to the middle of a periodic grid, and the planes beyond belong to
+    their mirror images: ``grid[-l] += conj(grid[l])``.
     """
-    _cpu(grid, work=grid.size).add_planes(grid, margin, total)
+    _nufft(grid, work=grid.size).fold_margins(grid, margin, *inside)
 
 
-def fill_margins(grid: NDArray, margin: int) -> None:
-    """The margins of `add_planes` from their mirror images: ``grid[l] = conj(grid[-l])``."""
-    _cpu(grid, work=grid.size).fill_margins(grid, margin)
+def fill_margins(grid: NDArray, margin: int, inside: tuple[int, ...]) -> None:
+    """The transpose of `fold_margins`: copies into the margins."""
+    _nufft(grid, work=grid.size).fill_margins(grid, margin, *inside)
+
+
+def _nufft(*arrays: Any, work: int) -> Any:
+    _cpu(*arrays, work=work)
+    return importlib.import_module("invcryo.kernels.cpu_nufft")
 
 
 def hessian_apply(x: NDArray, periodic: bool, out: NDArray) -> None:

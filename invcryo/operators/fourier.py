@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -308,15 +309,23 @@ class Toeplitz(LinOp):
         if len(shape) != 3 or any(n % 2 == 0 for n in kernel.shape):
             raise ValueError(f"a kernel holds lags -(n-1)..n-1 on three axes, got shape {kernel.shape}")
         super().__init__(shape, shape, dtype)
-        worst = float(np.abs(kernel - kernel[::-1, ::-1, ::-1]).max())
-        if worst > 1e-3 * float(np.abs(kernel).max()):
+        half = kernel[shape[0] - 1 :]  # lags z >= 0, which the others mirror
+        pairs = zip(half, kernel[shape[0] - 1 :: -1], strict=True)
+        worst = max(float(np.abs(plane - mirror[::-1, ::-1]).max()) for plane, mirror in pairs)
+        if worst > 1e-3 * max(float(half.max()), -float(half.min())):
             raise ValueError(f"the kernel is not even: r[k] and r[-k] differ by up to {worst:.3g}")
         lib = fft(kernel)
         self._padded = tuple(lib.next_fast_len(n, True) for n in kernel.shape)
-        embedded = np.zeros(self._padded, np.result_type(kernel.dtype, self.dtype))
-        embedded[tuple(slice(0, n) for n in kernel.shape)] = kernel
-        embedded = np.roll(embedded, [-(n - 1) for n in shape], axis=(0, 1, 2))
-        self._spectrum = lib.rfftn(embedded).real.astype(self.dtype)
+        embedded = np.zeros((shape[0], *self._padded[1:]), np.result_type(kernel.dtype, self.dtype))
+        # lag 0 goes to index 0, and the lags before it to the end
+        rows, columns = (
+            ((slice(0, n), slice(n - 1, None)), (slice(size - n + 1, size), slice(0, n - 1)))
+            for n, size in zip(shape[1:], self._padded[1:], strict=True)
+        )
+        for (y, from_y), (x, from_x) in itertools.product(rows, columns):
+            embedded[:, y, x] = half[:, from_y, from_x]
+        planes = lib.rfft2(embedded, overwrite_x=True)
+        self._spectrum = lib.hfft(planes, self._padded[0], axis=0).astype(self.dtype, copy=False)
 
     @property
     def pad(self) -> ZeroPad:

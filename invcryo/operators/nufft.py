@@ -1,9 +1,11 @@
 """Non-uniform FFTs in three dimensions. Arrays (z, y, x), centre index ``n // 2``.
 
-FINUFFT only spreads points onto a fine grid and interpolates from it; the transforms between the fine grid and
-the wanted one are done here. Everything wanted is real, so half of the fine grid is enough: points ``q`` with
-negative ``z`` are taken as ``-q`` with the conjugate value. Each axis is transformed only where something is
-kept, and one transform serves any number of batches of points.
+Points are spread onto a fine grid, and values interpolated from it, with a Kaiser-Bessel kernel; fine and wanted
+grid differ by a Fourier transform and a division by the kernel's. Everything wanted is real, so half of the fine grid
+is enough: points ``q`` with negative ``z`` are taken as ``-q`` with the conjugate value. Each axis is transformed only
+where something is kept, and one transform serves any number of batches of points.
+
+Results have the same bits whatever the number of threads.
 """
 
 from __future__ import annotations
@@ -15,16 +17,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import kernels
-from ..backend import fft, threads
+from ..backend import fft
 
 __all__ = ["TOLERANCE", "GridReader", "GridWriter"]
 
-#: Relative accuracy asked of FINUFFT for float32 and float64 arrays.
+#: Relative accuracy for float32 and float64 arrays.
 TOLERANCE = {np.dtype(np.float32): 3e-5, np.dtype(np.float64): 1e-12}
 
-# Samples of the fine grid per sample of the wanted one: the least that reaches the accuracy. Wider margins allow
-# narrower spreading kernels, but in single precision that gains little time and costs memory.
+# Samples of the fine grid per sample of the wanted one, and the shape parameter of the spreading kernel per cell of
+# its width: the best for these, in the mean over the wanted samples. Finer grids allow narrower kernels, but in single
+# precision what that saves in spreading is lost in the transforms, and they take memory.
 _UPSAMPLING = {np.dtype(np.float32): 1.25, np.dtype(np.float64): 2.0}
+_SHAPE = {np.dtype(np.float32): 1.853, np.dtype(np.float64): 2.346}
 
 _SMALLEST = 32  # side of the smallest fine grid: two widths of the widest spreading kernel
 _SLAB = 1 << 19  # entries of the fine grid that are transformed at a time
@@ -33,31 +37,39 @@ _SLAB = 1 << 19  # entries of the fine grid that are transformed at a time
 class _HalfGrid:
     """Planes 0 to the middle of a fine grid, between margins for the width of the spreading kernel."""
 
-    def __init__(self, kind: int, shape: tuple[int, ...], dtype: np.dtype) -> None:
-        self.kind, self.dtype, self.complex = kind, dtype, np.result_type(dtype, np.complex64)
+    def __init__(self, shape: tuple[int, ...], dtype: np.dtype) -> None:
+        self.dtype, self.complex = dtype, np.result_type(dtype, np.complex64)
         self.fine = tuple(_fine_size(n, dtype) for n in shape)
         self.planes = self.fine[0] // 2 + 1
-        self.margin = _half_width(dtype)
-        self.shape = (self.planes + 2 * self.margin, *self.fine[1:])
+        self._size = (self.planes, *self.fine[1:])
+        width, lanes, _ = kernels.SPREADING[dtype.name]
+        self.margin = width // 2
+        whole = [n + 2 * self.margin for n in self._size]
+        self.shape = (*whole[:2], whole[2] + lanes - width)
 
-    def plan(self, points: NDArray) -> tuple[Any, NDArray]:
-        """FINUFFT's plan for points, which are overwritten, and which of them were replaced by their opposite.
+    def inside(self, grid: NDArray) -> NDArray:
+        return grid[tuple(slice(self.margin, self.margin + n) for n in self._size)]
 
-        A plan holds its points and as much again, so each serves one batch.
-        """
-        opposite = np.empty(points.shape[1], bool)
-        kernels.fold_points(points, self.fine[0], self.margin, self.shape[0], opposite)
-        plan = _plan(self.kind, self.shape, self.dtype)
-        plan.setpts(points[2], points[1], points[0])
-        return plan, opposite
+    def sorted(self, axes: NDArray, frequencies: NDArray) -> kernels.SortedPoints:
+        turns = np.ascontiguousarray(axes, np.float64) / (2 * np.pi)
+        if not (np.isfinite(turns).all() and np.isfinite(frequencies).all()):
+            raise ValueError("points of a non-uniform FFT must be finite: is there a NaN among the poses?")
+        return kernels.SortedPoints(
+            turns, np.ascontiguousarray(frequencies, np.float64), self.fine, self.dtype
+        )
+
+    def fold_margins(self, grid: NDArray) -> None:
+        kernels.fold_margins(grid, self.margin, self._size)
+
+    def fill_margins(self, grid: NDArray) -> None:
+        kernels.fill_margins(grid, self.margin, self._size)
 
     def slabs(self) -> list[slice]:
-        step = max(1, _SLAB // (self.fine[1] * self.fine[2]))
-        return [slice(z, min(z + step, self.planes)) for z in range(0, self.planes, step)]
+        return _parts(self.planes, self.fine[1] * self.fine[2])
 
 
 class GridReader:
-    """``sum_k c[k] exp(-i q . k)`` of real ``c`` at any points ``q``, ``k`` counted from the centre.
+    """``sum_k c[k] exp(-i q . k)`` of real ``c`` at points ``q`` of planes, ``k`` counted from the centre.
 
     Parameters
     ----------
@@ -65,29 +77,33 @@ class GridReader:
     """
 
     def __init__(self, coefficients: NDArray) -> None:
-        self._half = half = _HalfGrid(2, coefficients.shape, coefficients.dtype)
+        self._half = half = _HalfGrid(coefficients.shape, coefficients.dtype)
         self._grid = np.empty(half.shape, half.complex)
         lib = fft(self._grid)
-        rows = lib.rfft(_spread_out(_deconvolved(coefficients), half.fine[0], axis=0), axis=0)
-        inside = self._grid[half.margin : half.margin + half.planes]
+        z, y, x = (_factors(*sizes, half.dtype) for sizes in zip(coefficients.shape, half.fine, strict=True))
+        rows = coefficients * np.outer(z, y).astype(half.dtype)[:, :, None]
+        rows *= x.astype(half.dtype)
+        rows = lib.rfft(_spread_out(rows, half.fine[0], axis=0), axis=0)
+        inside = half.inside(self._grid)
         for part in half.slabs():
             planes = lib.fft(_spread_out(rows[part], half.fine[1], axis=1), axis=1, overwrite_x=True)
             planes = _spread_out(planes, half.fine[2], axis=2)
             inside[part] = lib.fft(planes, axis=2, overwrite_x=True)
-        kernels.fill_margins(self._grid, half.margin)
+        half.fill_margins(self._grid)
 
-    def at(self, points: NDArray) -> NDArray:
-        """The values at points (3, J) in the order x, y, z, rad per coefficient; complex (J,).
+    def at(self, axes: NDArray, frequencies: NDArray) -> NDArray:
+        """The values at ``q[p, j] = frequencies[0, j] axes[p, 0] + frequencies[1, j] axes[p, 1]``, complex (n, m).
 
-        ``points`` is overwritten.
+        ``axes`` (n, 2, 3) in the order x, y, z, and ``frequencies`` (2, m), in rad per coefficient together.
         """
-        plan, opposite = self._half.plan(points)
-        values = plan.execute(self._grid)
-        return np.conjugate(values, out=values, where=opposite)
+        points = self._half.sorted(axes, frequencies)
+        values = np.empty((len(axes), frequencies.shape[1]), self._half.complex)
+        points.interpolate(self._grid, _polynomials(self._half.dtype), self._half.margin, values.reshape(-1))
+        return values
 
 
 class GridWriter:
-    """The adjoint of `GridReader`: the real part of ``sum_j s[j] exp(+i q_j . k)``, added up over batches.
+    """The adjoint of `GridReader`: the real part of ``sum_pj s[p, j] exp(+i q[p, j] . k)``, added up over batches.
 
     Parameters
     ----------
@@ -95,73 +111,76 @@ class GridWriter:
         Of the result.
     dtype : float32 or float64
     real : bool
-        Whether the strengths ``s`` are real (yet of complex type). The result is then even, and takes half
-        the memory and time beyond the spreading.
+        Whether the strengths ``s`` are real, of type ``dtype``. The result is then even, and takes half the memory,
+        and half the time beyond the spreading.
+
+    Attributes
+    ----------
+    total : ndarray
+        What `add` adds to, and all that `result` depends on.
     """
 
     def __init__(self, shape: tuple[int, ...], dtype: Any, *, real: bool = False) -> None:
         self._shape, self._real = tuple(shape), real
-        self._half = half = _HalfGrid(1, self._shape, np.dtype(dtype))
-        self._total = np.zeros((half.planes, *half.fine[1:]), half.dtype if real else half.complex)
-        self._grid: NDArray | None = None  # what FINUFFT spreads onto, one batch at a time
+        self._half = half = _HalfGrid(self._shape, np.dtype(dtype))
+        self.total = np.zeros(half.shape, half.dtype if real else half.complex)
 
-    def add(self, points: NDArray, strengths: NDArray) -> None:
-        """Add strengths (J,), complex, at points (3, J) in the order x, y, z, rad per coefficient.
-
-        Both are overwritten.
-        """
-        if self._grid is None:
-            self._grid = np.empty(self._half.shape, self._half.complex)
-        plan, opposite = self._half.plan(points)
-        if not self._real:
-            np.conjugate(strengths, out=strengths, where=opposite)
-        plan.execute(strengths, self._grid)
-        kernels.add_planes(self._grid.real if self._real else self._grid, self._half.margin, self._total)
+    def add(self, axes: NDArray, frequencies: NDArray, strengths: NDArray) -> None:
+        """Add strengths (n, m) at the points of `GridReader.at`."""
+        points = self._half.sorted(axes, frequencies)
+        flat = np.ascontiguousarray(strengths, self.total.dtype).reshape(-1)
+        points.spread(flat, _polynomials(self._half.dtype), self._half.margin, self.total)
 
     def result(self) -> NDArray:
         """The sum so far, real (nz, ny, nx)."""
-        self._grid = None
         half = self._half
+        half.fold_margins(self.total)
+        inside = half.inside(self.total)
         # of real strengths the columns x >= 0 are enough
         kept = tuple(2 * (n // 2) + 1 for n in self._shape) if self._real else self._shape
         columns = self._shape[2] // 2 + 1 if self._real else self._shape[2]
         rows = np.empty((half.planes, kept[1], columns), half.complex)
-        lib = fft(self._total)
+        lib = fft(self.total)
         for part in half.slabs():
-            if self._real:
-                planes = lib.rfft(self._total[part], axis=2)[:, :, :columns]
+            if self._real:  # even, so that the sign of the transforms does not matter
+                planes = lib.rfft(inside[part], axis=2)[:, :, :columns]
+                planes = lib.fft(planes, axis=1)
             else:
-                planes = _gathered(lib.fft(self._total[part], axis=2), columns, axis=2)
-            rows[part] = _gathered(lib.fft(planes, axis=1), kept[1], axis=1)
-        # hfft: the real part of the sum over all planes, from half of them
-        out = _gathered(lib.hfft(rows, half.fine[0], axis=0), kept[0], axis=0)
+                planes = _gathered(lib.ifft(inside[part], axis=2, norm="forward"), columns, axis=2)
+                planes = lib.ifft(planes, axis=1, norm="forward")
+            rows[part] = _gathered(planes, kept[1], axis=1)
+        rows[0] *= 2  # the transforms below count all planes twice but the first and the last
+        rows[-1] *= 2
+        out = np.empty(kept, half.dtype)
+        right = out[:, :, kept[2] - columns :]
+        z, y, x = (_factors(*sizes, half.dtype) for sizes in zip(kept, half.fine, strict=True))
+        for part in _parts(kept[1], half.fine[0] * columns):
+            # the real part of the sum over all planes, from half of them
+            if self._real:
+                lines = lib.hfft(rows[:, part], half.fine[0], axis=0)
+            else:
+                lines = lib.irfft(rows[:, part], half.fine[0], axis=0, norm="forward")
+            factors = (0.5 * np.outer(z, y[part])).astype(half.dtype)[:, :, None]
+            for to, start in ((slice(kept[0] // 2, None), 0), (slice(0, kept[0] // 2), -(kept[0] // 2))):
+                mine = factors[to]
+                np.multiply(lines[start:][: len(mine)], mine, out=right[to, part])
+                right[to, part] *= x[-columns:].astype(half.dtype)
         if self._real:
-            out[:, :, 0] = 0.5 * (
-                out[:, :, 0] + out[::-1, ::-1, 0]
-            )  # their own mirror image, but for rounding
-            whole = np.empty(kept, half.dtype)
-            whole[:, :, columns - 1 :] = out
-            whole[:, :, : columns - 1] = out[::-1, ::-1, :0:-1]
-            out = whole[tuple(slice(0, n) for n in self._shape)]
-        return _deconvolved(out, scale=0.5)  # `hfft` counts all planes twice, `add_planes` the first and last
+            middle = right[:, :, 0]
+            right[:, :, 0] = 0.5 * (middle + middle[::-1, ::-1])  # its own mirror image, but for rounding
+            out[:, :, : columns - 1] = right[::-1, ::-1, :0:-1]
+            out = np.ascontiguousarray(out[tuple(slice(0, n) for n in self._shape)])
+        return out
 
 
-def _plan(kind: int, grid: tuple[int, ...], dtype: np.dtype) -> Any:
-    import finufft
-
-    return finufft.Plan(
-        kind,
-        grid,
-        eps=TOLERANCE[dtype],
-        dtype=np.result_type(dtype, np.complex64).name,
-        nthreads=threads(),
-        upsampfac=_UPSAMPLING[dtype],
-        spreadinterponly=1,
-    )
+def _parts(planes: int, entries: int) -> list[slice]:
+    """Planes of so many entries, a few at a time."""
+    step = max(1, _SLAB // entries)
+    return [slice(z, min(z + step, planes)) for z in range(0, planes, step)]
 
 
 def _fine_size(n: int, dtype: np.dtype) -> int:
-    """Even, so that the point 0 of FINUFFT's grid, its middle, is a sample, and so is the middle plane."""
+    """Even, so that the middle plane is a sample."""
     lib = fft(np.empty(0))
     size = lib.next_fast_len(max(int(np.ceil(_UPSAMPLING[dtype] * n)), _SMALLEST))
     while size % 2:
@@ -186,44 +205,35 @@ def _gathered(x: NDArray, n: int, axis: int) -> NDArray:
     return np.concatenate(parts, axis=axis)
 
 
-def _deconvolved(x: NDArray, scale: float = 1.0) -> NDArray:
-    """Divided by the transform of the spreading kernel, times ``scale``."""
-    factors = [_factors(n, x.dtype) for n in x.shape]
-    # FINUFFT has the point 0 in the middle of its grid: y and x, but not z, which is folded
-    y, x_ = (f * (-1.0) ** (np.arange(len(f)) - len(f) // 2) for f in factors[1:])
-    out = x * ((scale * factors[0])[:, None] * y).astype(x.dtype)[:, :, None]
-    out *= x_.astype(x.dtype)
-    return out
-
-
 @functools.lru_cache(maxsize=64)
-def _factors(n: int, dtype: np.dtype) -> NDArray:
+def _factors(n: int, fine: int, dtype: np.dtype) -> NDArray:
     """One over the transform of the spreading kernel at ``-(n // 2) ..``, for one axis."""
-    offsets, values = _spreading_kernel(dtype)
+    width = kernels.SPREADING[dtype.name][0]
+    nodes, weights = np.polynomial.legendre.leggauss(100)
+    offsets, values = 0.5 * width * nodes, 0.5 * width * weights * _kaiser_bessel(nodes, dtype)
     k = np.arange(n // 2 + 1)
-    transform = np.cos(2 * np.pi / _fine_size(n, dtype) * np.outer(k, offsets)) @ values
+    transform = np.cos(2 * np.pi / fine * np.outer(k, offsets)) @ values
     return 1.0 / transform[np.abs(np.arange(n) - n // 2)]  # even to the last bit
 
 
-def _half_width(dtype: np.dtype) -> int:
-    """Of the spreading kernel, in samples of the fine grid."""
-    offsets, values = _spreading_kernel(dtype)
-    return int(np.ceil(np.abs(offsets[values != 0]).max()))
+def _kaiser_bessel(u: NDArray, dtype: np.dtype) -> NDArray:
+    """The spreading kernel, 1 in its middle; ``u`` from -1 to 1 over its width."""
+    shape = _SHAPE[dtype] * kernels.SPREADING[dtype.name][0]
+    return np.i0(shape * np.sqrt(np.maximum(0.0, 1.0 - u * u))) / np.i0(shape)
 
 
 @functools.cache
-def _spreading_kernel(dtype: np.dtype) -> tuple[NDArray, NDArray]:
-    """Offsets from a point, in samples of the fine grid, and FINUFFT's kernel there times their spacing.
+def _polynomials(dtype: np.dtype) -> NDArray:
+    """Coefficients (degree + 1, lanes) from the highest: the kernel in every cell, for the place of a point in it.
 
-    Measured by spreading one point at a time: FINUFFT does not tell its kernel, and changes it.
+    In cell ``i`` the place ``u``, from -1 to 1, is at ``i + (u + 1 - width) / 2`` samples from the point.
     """
-    shifts, side = 16, _SMALLEST
-    plan = _plan(1, (side,) * 3, dtype)
-    origin, one = np.zeros(1, dtype), np.ones(1, np.result_type(dtype, np.complex64))
-    offsets, lines = [], []
-    for i in range(shifts):
-        plan.setpts(origin, origin, np.full(1, 2 * np.pi / side * i / shifts, dtype))
-        lines.append(plan.execute(one)[side // 2, side // 2].real.astype(np.float64))
-        offsets.append(np.arange(side) - side // 2 - i / shifts)
-    peak = lines[0][side // 2] ** (1 / 3)  # the kernel is a product over the axes
-    return np.concatenate(offsets), np.concatenate(lines) / (peak**2 * shifts)
+    width, lanes, degree = kernels.SPREADING[dtype.name]
+    out = np.zeros((degree + 1, lanes))
+    u = np.cos(np.pi * (np.arange(64) + 0.5) / 64)
+    for i in range(width):
+        samples = _kaiser_bessel((2 * i + u + 1 - width) / width, dtype)
+        fitted = np.polynomial.Chebyshev.fit(u, samples, degree, domain=[-1, 1])
+        coefficients = fitted.convert(kind=np.polynomial.Polynomial).coef[::-1]
+        out[degree + 1 - len(coefficients) :, i] = coefficients
+    return out.astype(dtype)

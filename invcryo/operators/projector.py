@@ -29,7 +29,7 @@ from .nufft import GridReader, GridWriter
 
 __all__ = ["Projector", "RealSpaceProjector"]
 
-_BATCH_POINTS = 1 << 22  # non-uniform points held at a time: 80 MB in single precision
+_BATCH_POINTS = 1 << 21  # non-uniform points held at a time: 60 MB in single precision
 
 
 class _Views(LinOp):
@@ -107,8 +107,7 @@ class Projector(_Views):
     functions, with or without a filter per image (Donati 2020, Theorem 1, in Fourier space); it is exact for
     this operator.
 
-    On several threads the adjoint and the kernel add up in an order that varies, so two calls may differ in
-    the last digits; inside ``with use(threads=1)`` they are equal bit by bit.
+    Images, adjoint and kernel have the same bits in every run, on any number of threads.
     """
 
     def __init__(
@@ -152,16 +151,9 @@ class Projector(_Views):
         step = max(1, _BATCH_POINTS // max(1, self._index.size))
         return [slice(i, min(i + step, len(self.poses))) for i in range(0, len(self.poses), step)]
 
-    def _points(self, part: slice) -> NDArray:
-        """``s M_p^T w`` for some views: (3, b * J) in the order x, y, z, rad per coefficient."""
-        axes = self.scale * self.poses.matrices[part, :2]
-        points = np.empty((3, len(axes), self._index.size), self.dtype)
-        wx, wy = self._frequencies.astype(self.dtype)
-        for i in range(3):
-            a = axes[:, :, i].astype(self.dtype)
-            np.multiply(a[:, :1], wx, out=points[i])
-            points[i] += a[:, 1:] * wy
-        return points.reshape(3, -1)
+    def _axes(self, part: slice) -> NDArray:
+        """(n, 2, 3): the points of a view are ``s M_p^T w``, rad per coefficient."""
+        return self.scale * self.poses.matrices[part, :2]
 
     def _phases(self, part: slice) -> tuple[NDArray, NDArray]:
         """``exp(-i w (t + m // 2))`` per axis: the shift, and the centre of the image."""
@@ -183,23 +175,29 @@ class Projector(_Views):
         lib = fft(out)
         reader = GridReader(x)
         for part in self._batches():
-            values = reader.at(self._points(part)).reshape(-1, self._index.size)
+            values = reader.at(self._axes(part), self._frequencies)
             spectra = np.empty((len(values), height, width // 2 + 1), self._complex)
             kernels.extract_slices(values, self._index, weight, *self._phases(part), spectra)
             out[part] = lib.irfft2(spectra, s=self.image_shape, overwrite_x=True)
         return out
 
     def _adjoint(self, y: NDArray) -> NDArray:
+        total = self.adjoint_sum()
+        self.add_adjoint(y, total)
+        return total.result()
+
+    def adjoint_sum(self) -> GridWriter:
+        return GridWriter(self.ishape, self.dtype)
+
+    def add_adjoint(self, y: NDArray, total: GridWriter) -> None:
         pixels = self.image_shape[0] * self.image_shape[1]
         weight = (self._multiplicity * self._transfer / pixels).astype(self.dtype)
         lib = fft(y)
-        writer = GridWriter(self.ishape, self.dtype)
         for part in self._batches():
             spectra = lib.rfft2(y[part])
             strengths = np.empty((len(spectra), self._index.size), self._complex)
             kernels.add_slices(spectra, self._index, weight, *self._phases(part), strengths)
-            writer.add(self._points(part), strengths.reshape(-1))
-        return writer.result()
+            total.add(self._axes(part), self._frequencies, strengths)
 
     # -- the normal kernel --------------------------------------------------------------------------------
 
@@ -214,22 +212,32 @@ class Projector(_Views):
         ``r[k] = sum_p (1 / m^2) sum_w |s^3 phi^(s w)|^2 W_p(w) exp(i w . s M_p k)``: exact for this
         operator up to the accuracy of the transform.
         """
-        shape = tuple(2 * n - 1 for n in self.ishape)
+        total = self.gram_sum(W)
+        if total is None:
+            raise TypeError(f"the kernel needs a filter as weight, got {W!r}: use gram")
+        self.add_gram(W, total)
+        return total.result()
+
+    def gram_sum(self, W: LinOp | None = None) -> GridWriter | None:
+        if not isinstance(_plain(W)[1], ImageFilter | None):
+            return None
+        return GridWriter(tuple(2 * n - 1 for n in self.ishape), self.dtype, real=True)
+
+    def add_gram(self, W: LinOp | None, total: GridWriter) -> None:
         pixels = self.image_shape[0] * self.image_shape[1]
-        weight = (self._multiplicity * self._transfer**2 / pixels).astype(self.dtype)
-        writer = GridWriter(shape, self.dtype, real=True)
+        factor, filters = _plain(W)
+        weight = (factor * self._multiplicity * self._transfer**2 / pixels).astype(self.dtype)
         for part in self._batches():
             n = part.stop - part.start
-            if W is None:
-                strengths = np.broadcast_to(weight, (n, weight.size)).astype(self._complex)
+            if filters is None:
+                strengths = np.broadcast_to(weight, (n, weight.size))
             else:
-                response = W.values(part)
+                response = filters.values(part)  # type: ignore[attr-defined]
                 if np.iscomplexobj(response):
                     raise TypeError("the weight of a gram must be a real filter")
                 taken = response.reshape(len(response), -1)[:, self._index]
-                strengths = np.broadcast_to(taken * weight, (n, weight.size)).astype(self._complex)
-            writer.add(self._points(part), strengths.reshape(-1))
-        return writer.result()
+                strengths = np.broadcast_to(taken * weight, (n, weight.size))
+            total.add(self._axes(part), self._frequencies, strengths)
 
     def check_gram(
         self,
@@ -315,6 +323,11 @@ class RealSpaceProjector(_Views):
         half = (self.ishape[0] - 1, self.ishape[1] - 1, self.ishape[2] - 1)
         table = self.scale**4 * self.window.autocorrelation_table  # type: ignore[attr-defined]
         return kernels.tube_kernel(self.poses.matrices[:, :2], table, 2 * self.window.radius, half)
+
+
+def _plain(W: LinOp | None) -> tuple[float, LinOp | None]:
+    """A weight as (factor, weight), None for the identity."""
+    return (1.0, None) if W is None else W._as_weight()
 
 
 def _shape(shape: int | Sequence[int], dimensions: int, what: str) -> tuple[int, ...]:
