@@ -237,10 +237,10 @@ def _solving(n: int, reg: str, groups: int) -> list[PlannedArray]:
     Conjugate gradients are left out: their 8 volumes come after the nearest periodic kernel was made, which takes more.
     """
     volume = (n, n, n)
+    # of the whole and of the half sets: x twice, residual, direction
+    states = 4 * (3 if groups == 2 else 1)
     arrays = [
-        PlannedArray(
-            "solutions by least squares and their states", volume, "float32", STAGES[2:], 3 * groups
-        ),
+        PlannedArray("solutions by least squares and their states", volume, "float32", STAGES[2:], states)
     ]
     if reg == "tv":
         arrays.append(PlannedArray("ADMM", volume, "float32", ("total variation",), 44))
