@@ -9,6 +9,7 @@ from invcryo import operators as ops
 from invcryo.backend import norm, use
 from invcryo.ctf import CTF
 from invcryo.data import Poses
+from invcryo.operators.projector import _FilteredProjector
 from invcryo.rotation import random_rotations
 from invcryo.testing import check_adjoint, check_gram
 from invcryo.window import BandLimited, KaiserBessel
@@ -126,7 +127,8 @@ TABLE = {
     "adjoint": (ops.Adjoint, lambda d: ops.Gradient((4, 5, 6), dtype=d).H),
     "adjoint-circulant": (ops.Adjoint, lambda d: ops.Circulant(half_spectrum((4, 5)), (4, 5), d).H),
     "compose": (ops.Compose, lambda d: ops.Gradient((6, 7, 8), dtype=d) @ ops.ZeroPad((3, 4, 5), (6, 7, 8), d)),
-    "compose-views": (ops.Compose, lambda d: ctf_filter(d) @ projector(d)),
+    "compose-views": (ops.Compose, lambda d: ops.Compose(ctf_filter(d), projector(d))),
+    "compose-filtered-views": (_FilteredProjector, lambda d: ctf_filter(d) @ projector(d)),
     "compose-circulants": (
         ops.Compose,
         lambda d: ops.Circulant(half_spectrum((4, 5)), (4, 5), d)
@@ -161,7 +163,7 @@ NUFFT = {np.float32: 1e-4, np.float64: 1e-11}
 
 
 def has_nufft(name):
-    return name.startswith("projector") or name in ("compose-views", "scaled")
+    return name.startswith("projector") or name in ("compose-views", "compose-filtered-views", "scaled")
 
 
 def tolerance(name, dtype, nufft=False):
@@ -311,8 +313,8 @@ def test_pickle(case):
     np.testing.assert_array_equal(again.adjoint(y), A.adjoint(y))
 
 
-HAVE_ROWS = ("identity", "diagonal", "mask", "filter", "projector", "real-space", "compose-views", "sum",
-             "difference", "scaled")  # fmt: skip
+HAVE_ROWS = ("identity", "diagonal", "mask", "filter", "projector", "real-space", "compose-views",
+             "compose-filtered-views", "sum", "difference", "scaled")  # fmt: skip
 
 
 def test_rows(case):

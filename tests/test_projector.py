@@ -387,6 +387,32 @@ def test_same_bits_in_every_run_and_on_any_number_of_threads(dtype, rng):
                 np.testing.assert_array_equal(call(), first)
 
 
+@pytest.mark.parametrize("image", [(12, 15), (15, 12), (13, 13)])
+def test_filter_and_projector_in_one_pass(image, rng):
+    """The same images and sums as one after the other, with real and complex filters, one for all or one each."""
+    P = Projector(views(5, rng), KaiserBessel(), (10, 11, 12), image, dtype=np.float64)
+    ctf = ImageFilter.from_ctf(
+        CTF(rng.uniform(8e3, 2e4, 5), rng.uniform(8e3, 2e4, 5), 0.3, 300, 2.7, 0.1),
+        image,
+        2.0,
+        dtype=np.float64,
+    )
+    shift = ImageFilter.from_shifts(rng.uniform(-2, 2, (5, 2)), image, dtype=np.float64)
+    radial = ImageFilter.from_radial(rng.random(9), image, 5, dtype=np.float64)
+    x, y = rng.standard_normal(P.ishape), rng.standard_normal(P.oshape)
+    for filters in (ctf, shift, radial, shift @ ctf):
+        A = filters @ P
+        assert relative(A(x), filters(P(x))) < 1e-14
+        assert relative(A.adjoint(y), P.adjoint(filters.adjoint(y))) < 1e-14
+        assert check_adjoint(A) < 1e-14
+        few = [3, 0, 1]
+        assert relative(A.rows(few)(x), filters.rows(few)(P.rows(few)(x))) < 1e-14
+        total = A.adjoint_sum()
+        for part in ([0, 1], [2, 3, 4]):
+            A.rows(part).add_adjoint(y[part], total)
+        assert relative(total.result(), A.adjoint(y)) < 1e-14
+
+
 @pytest.mark.parametrize("n", [20, 60])
 def test_check_gram_passes_right_kernels_and_finds_wrong_ones(n, rng):
     P = Projector(views(n, rng), KaiserBessel(), 10, 12, dtype=np.float64)

@@ -56,6 +56,10 @@ class LinOp:
         """``A^H W A`` for `gram`; structured operators return a fast equivalent."""
         return self.H @ self if W is None else self.H @ (W @ self)
 
+    def _after(self, left: LinOp) -> Compose:
+        """``left @ A`` for ``@``; operators that can do both at once return a `Compose` that does."""
+        return Compose(left, self)
+
     def _as_weight(self) -> tuple[float, LinOp | None]:
         """The operator as (factor, W), W None for the identity: `_gram` meets W in its plain form."""
         return 1.0, self
@@ -159,7 +163,7 @@ class LinOp:
     def __matmul__(self, other: Any) -> LinOp:
         if not isinstance(other, LinOp):
             return NotImplemented
-        return Compose(self, other)
+        return other._after(self)
 
     def __add__(self, other: Any) -> LinOp:
         if not isinstance(other, LinOp):

@@ -23,7 +23,7 @@ from .. import kernels
 from ..backend import fft, inner
 from ..data import Poses
 from ..window import KaiserBessel, Window
-from .base import LinOp
+from .base import Compose, LinOp
 from .fourier import ImageFilter, Toeplitz
 from .nufft import GridReader, GridWriter
 
@@ -169,6 +169,9 @@ class Projector(_Views):
         return np.result_type(self.dtype, np.complex64)
 
     def _apply(self, x: NDArray) -> NDArray:
+        return self._images(x, None)
+
+    def _images(self, x: NDArray, filters: ImageFilter | None) -> NDArray:
         out = np.empty(self.oshape, self.dtype)
         height, width = self.image_shape
         weight = self._transfer.astype(self.dtype)
@@ -178,6 +181,8 @@ class Projector(_Views):
             values = reader.at(self._axes(part), self._frequencies)
             spectra = np.empty((len(values), height, width // 2 + 1), self._complex)
             kernels.extract_slices(values, self._index, weight, *self._phases(part), spectra)
+            if filters is not None:
+                spectra *= filters.values(part)
             out[part] = lib.irfft2(spectra, s=self.image_shape, overwrite_x=True)
         return out
 
@@ -190,14 +195,22 @@ class Projector(_Views):
         return GridWriter(self.ishape, self.dtype)
 
     def add_adjoint(self, y: NDArray, total: GridWriter) -> None:
+        self._add_images(y, None, total)
+
+    def _add_images(self, y: NDArray, filters: ImageFilter | None, total: GridWriter) -> None:
         pixels = self.image_shape[0] * self.image_shape[1]
         weight = (self._multiplicity * self._transfer / pixels).astype(self.dtype)
         lib = fft(y)
         for part in self._batches():
             spectra = lib.rfft2(y[part])
+            if filters is not None:
+                spectra *= np.conj(filters.values(part))
             strengths = np.empty((len(spectra), self._index.size), self._complex)
             kernels.add_slices(spectra, self._index, weight, *self._phases(part), strengths)
             total.add(self._axes(part), self._frequencies, strengths)
+
+    def _after(self, left: LinOp) -> Compose:
+        return _FilteredProjector(left, self) if isinstance(left, ImageFilter) else super()._after(left)
 
     # -- the normal kernel --------------------------------------------------------------------------------
 
@@ -270,6 +283,24 @@ class Projector(_Views):
             exact += A._adjoint(images if weight is None else weight.rows(part)._apply(images))
         difference = gram._apply(x) - exact
         return (inner(difference, difference) / inner(exact, exact)) ** 0.5
+
+
+class _FilteredProjector(Compose):
+    """``filters @ projector``, with the images in Fourier space but once."""
+
+    left: ImageFilter
+    right: Projector
+
+    def _apply(self, x: NDArray) -> NDArray:
+        return self.right._images(x, self.left)
+
+    def _adjoint(self, y: NDArray) -> NDArray:
+        total = self.adjoint_sum()
+        self.add_adjoint(y, total)
+        return total.result()
+
+    def add_adjoint(self, y: NDArray, total: GridWriter) -> None:
+        self.right._add_images(y, self.left, total)
 
 
 class RealSpaceProjector(_Views):
