@@ -16,7 +16,7 @@ from aspire.volume import Volume
 from numpy.typing import NDArray
 from problem import AMPLITUDE_CONTRAST, CS_MM, PIXEL_SIZE, VOLTAGE_KV, Problem
 
-#: What invcryo asks of FINUFFT in single precision; ASPIRE asks for 1e-8, which is rounded up to 1.2e-7.
+#: The accuracy of invcryo in single precision; ASPIRE asks FINUFFT for 1e-8, which is rounded up to 1.2e-7.
 SAME_ACCURACY = 3e-5
 
 

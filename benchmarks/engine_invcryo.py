@@ -18,7 +18,7 @@ from invcryo.window import KaiserBessel, Window
 
 
 def versions() -> dict[str, str]:
-    named = {package: metadata.version(package) for package in ("numpy", "scipy", "finufft", "numba")}
+    named = {package: metadata.version(package) for package in ("numpy", "scipy", "numba")}
     return {"invcryo": __version__, **named}
 
 

@@ -151,7 +151,7 @@ DTYPES = [np.float32, np.float64]
 
 @pytest.fixture(autouse=True)
 def one_thread():
-    """So that results are equal bit by bit: on several threads FINUFFT adds up in an order that varies."""
+    """These arrays are small: a second thread would cost more than it saves."""
     with use(threads=1):
         yield
 

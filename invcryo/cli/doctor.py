@@ -23,7 +23,7 @@ from .common import (
 from .demo import data_file
 from .output import OPTIONAL_PACKAGES, PACKAGES, versions
 
-#: Relative error allowed of the float32 operators; FINUFFT is asked for 3e-5.
+#: Relative error allowed of the float32 operators; their non-uniform FFT is good to 3e-5.
 _ADJOINT_TOLERANCE = 1e-5
 _GRAM_TOLERANCE = 2e-3
 
@@ -161,10 +161,10 @@ def _adjoint() -> str:
     error = abs(inner(image, y) - inner(x, projector.adjoint(y))) / (norm(image) * norm(y))
     if not error <= _ADJOINT_TOLERANCE:
         raise ArithmeticError(
-            f"<Hx, y> and <x, H'y> differ by {error:.1e} of |Hx| |y|, {_ADJOINT_TOLERANCE:g} is allowed: FINUFFT"
-            " or the compiled loops give wrong results here; reinstall finufft and numba"
+            f"<Hx, y> and <x, H'y> differ by {error:.1e} of |Hx| |y|, {_ADJOINT_TOLERANCE:g} is allowed: the"
+            " compiled loops or the FFT give wrong results here; reinstall numba and scipy"
         )
-    return f"agree to {error:.1e} (FINUFFT works)"
+    return f"agree to {error:.1e} (the non-uniform FFT works)"
 
 
 def _gram() -> str:
@@ -173,8 +173,8 @@ def _gram() -> str:
     error = projector.check_gram(projector.gram(weight), weight)
     if not error <= _GRAM_TOLERANCE:
         raise ArithmeticError(
-            f"the normal operator is off by {error:.1e}, {_GRAM_TOLERANCE:g} is allowed: the FFT or FINUFFT give"
-            " wrong results here; reinstall scipy and finufft"
+            f"the normal operator is off by {error:.1e}, {_GRAM_TOLERANCE:g} is allowed: the"
+            " compiled loops or the FFT give wrong results here; reinstall numba and scipy"
         )
     return f"agrees with projecting and backprojecting to {error:.1e}"
 

@@ -19,7 +19,7 @@ from typing import Any
 from .._version import __version__
 from .common import plain
 
-PACKAGES = ("numpy", "scipy", "numba", "pyfftw", "mrcfile", "finufft", "gemmi", "tqdm")
+PACKAGES = ("numpy", "scipy", "numba", "pyfftw", "mrcfile", "gemmi", "tqdm")
 OPTIONAL_PACKAGES = ("matplotlib",)
 
 
