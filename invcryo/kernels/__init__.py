@@ -195,8 +195,10 @@ class SortedPoints:
         z, y, x = np.unravel_index(largest_first, self._blocks)
         colour = z % 2 * 4 + y % 2 * 2 + x % 2 if apart else np.zeros_like(z)
         workers = threads(len(self._order))
-        for c in range(8 if apart else 1):
-            mine = largest_first[colour == c]
+        turns = [largest_first[colour == c] for c in range(8 if apart else 1)]
+        if workers == 1:
+            turns = [np.concatenate(turns)]  # in the same order, at one go
+        for mine in turns:
             shares = [mine[t::workers] for t in range(workers)]
             yield np.concatenate(shares), np.cumsum([0, *map(len, shares)])
 
@@ -279,3 +281,62 @@ def _corner(box: tuple[int, ...], split: tuple[bool, ...], filters: NDArray, out
     height = out.shape[-2] if out.ndim > 1 else 1
     rows = out.reshape(-1, out.shape[-1])
     return (1,) * missing + box, (False,) * missing + split, filters[0], filters[1], height, rows
+
+
+def dot(x: NDArray, y: NDArray) -> float:
+    """``sum x y`` of flat arrays in float64; the same bits on any number of threads."""
+    return float(_vector(x, y, work=x.size).dot(x, y))
+
+
+def add_scaled(y: NDArray, factor: float, x: NDArray) -> None:
+    """``y += factor x``, flat."""
+    _vector(y, x, work=y.size).add_scaled(y, y.dtype.type(factor), x)
+
+
+def scale_add(y: NDArray, factor: float, x: NDArray) -> None:
+    """``y = x + factor y``, flat."""
+    _vector(y, x, work=y.size).scale_add(y, y.dtype.type(factor), x)
+
+
+def spring(image: NDArray, u: NDArray, a: NDArray, rho: float, out: NDArray, add: bool) -> None:
+    """``out = rho (u + a - image)``, or added to ``out``; flat, ``out`` may be ``image``."""
+    _vector(image, u, a, work=out.size).spring(image, u, a, out.dtype.type(rho), out, add)
+
+
+def relax(image: NDArray, u: NDArray, a: NDArray, relaxation: float) -> None:
+    """``a = relaxation image + (1 - relaxation) u - a``, flat."""
+    _vector(image, u, a, work=a.size).relax(image, u, a, a.dtype.type(relaxation))
+
+
+def settle(image: NDArray, u: NDArray, a: NDArray) -> NDArray:
+    """``a = u - a``, and the sums |image - u|^2, |image|^2, |u|^2, |a|^2, <a, image - u> in float64; flat."""
+    return _vector(image, u, a, work=a.size).settle(image, u, a)
+
+
+def sum_lengths(z: NDArray) -> float:
+    """``sum_k ||z[:, k]||`` of z (groups, n)."""
+    return float(_vector(z, work=z.size).sum_lengths(z))
+
+
+def tv_square(x: NDArray, periodic: bool) -> float:
+    """``||G x||^2``, G the forward differences of a volume."""
+    return float(_vector(x, work=x.size).tv_square(x, periodic))
+
+
+def tv_pull(x: NDArray, u: NDArray, a: NDArray, rho: float, periodic: bool, out: NDArray) -> None:
+    """``out += rho G^H (u + a - G x)``."""
+    _vector(x, u, a, out, work=x.size).tv_pull(x, u, a, x.dtype.type(rho), periodic, out)
+
+
+def tv_move(x: NDArray, u: NDArray, a: NDArray, relaxation: float, tau: float, periodic: bool) -> NDArray:
+    """`relax` of the image G x, the prox of ``tau`` x isotropic total variation, and `settle`, in one go.
+
+    Returns the sums of `settle`, then those of the lengths of G x and of u.
+    """
+    kind = x.dtype.type
+    return _vector(x, u, a, work=x.size).tv_move(x, u, a, kind(relaxation), kind(tau), periodic)
+
+
+def _vector(*arrays: Any, work: int) -> Any:
+    _cpu(*arrays, work=work)
+    return importlib.import_module("invcryo.kernels.cpu_vector")
