@@ -217,6 +217,14 @@ def test_points_that_are_no_numbers(place, rng):
         GridWriter((5, 5, 5), "f8").add(planes["axes"], planes["frequencies"], np.ones((2, 3)))
 
 
+def test_strengths_that_do_not_fit():
+    planes = np.ones((2, 2, 3)), np.ones((2, 3))
+    with pytest.raises(ValueError, match=r"2 planes of 3 points .* got \(3, 2\)"):
+        GridWriter((5, 5, 5), "f8").add(*planes, np.ones((3, 2)))
+    with pytest.raises(TypeError, match="real strengths"):
+        GridWriter((5, 5, 5), "f8", real=True).add(*planes, np.ones((2, 3), complex))
+
+
 def test_the_state_of_a_sum(rng):
     """``total`` is all of it: a copy of it goes on where the first left off."""
     _, points, s = problem((6, 7, 8), "f8", rng)

@@ -127,6 +127,12 @@ class GridWriter:
 
     def add(self, axes: NDArray, frequencies: NDArray, strengths: NDArray) -> None:
         """Add strengths (n, m) at the points of `GridReader.at`."""
+        if strengths.shape != (len(axes), frequencies.shape[1]):
+            raise ValueError(
+                f"{len(axes)} planes of {frequencies.shape[1]} points need as many strengths, got {strengths.shape}"
+            )
+        if self._real and np.iscomplexobj(strengths):
+            raise TypeError("this sum takes real strengths: make it with real=False")
         points = self._half.sorted(axes, frequencies)
         flat = np.ascontiguousarray(strengths, self.total.dtype).reshape(-1)
         points.spread(flat, _polynomials(self._half.dtype), self._half.margin, self.total)
