@@ -1,6 +1,7 @@
 """Solvers against dense answers of tiny problems, and the driver against what users do to it."""
 
 import logging
+import signal
 import warnings
 
 import numpy as np
@@ -125,11 +126,6 @@ def test_cg_from_a_start(data, rng):
     exact = np.linalg.solve(dense(q.Q), q.b.ravel()).reshape(SHAPE)
     result = quiet(cg(q.Q, q.b, x0), 300, stop=residual_below(1e-10))
     np.testing.assert_allclose(result.x, exact, atol=1e-7)
-    known = quiet(cg(q.Q, q.b, x0, residual=q.b - q.Q(x0)), 20)
-    np.testing.assert_array_equal(known.x, quiet(cg(q.Q, q.b, x0), 20).x)
-    # from the answer there is nothing left to do
-    done = quiet(cg(Identity(SHAPE, np.float64), q.b, q.b), 10)
-    assert done.stopped_by == "solver" and done.converged and done.history["residual"] == [0.0]
 
 
 def test_cg_of_nothing_and_of_a_singular_operator(rng, caplog):
@@ -311,14 +307,51 @@ def test_padded_admm_has_the_same_minimum(data):
     # the split must outweigh the negative part twice, or the multipliers grow without end
     rho = -2.0 * float(T.circulant.spectrum.min())
     tikhonov, stop = 20.0 * SquaredL2(), residual_below(1e-8, "primal", "dual")
-    result = quiet(admm(padded + tikhonov + Support(inside, nonnegative=True), rho), 2000, stop=stop)
+    padded_cost = padded + tikhonov + Support(inside, nonnegative=True)
+    result = quiet(admm(padded_cost, rho, relaxation=1.0), 2000, stop=stop)
     classic = quiet(admm(data + tikhonov + NonNegative(), rho), 2000, stop=stop)
     assert result.converged and classic.converged
     np.testing.assert_allclose(S.adjoint(result.x), classic.x, atol=1e-5 * classic.x.max())
     for factor in (0.5, 1.1, 1.9):  # above 1 the linear system is definite, and the iteration still diverges
         small = -factor * float(T.circulant.spectrum.min())
         with pytest.raises(ValueError, match=r"indefinite: its smallest eigenvalue is -.*twice its size"):
-            next(admm(padded + Box(low=0.0), small))
+            next(admm(padded + Box(low=0.0), small, relaxation=1.0))
+    with pytest.raises(ValueError, match=r"indefinite .* relaxation=1"):
+        next(admm(padded_cost, rho))
+
+
+def test_inner_loop_free_is_the_algorithm(data):
+    """Donati 2020, Algorithm 6 and eq. 4.55, iterate by iterate against matrices."""
+    G = Gradient(SHAPE, "periodic", np.float64)
+    g, Q, b = dense(G), dense(data.Q), data.b.ravel()
+    A = 1.01 * np.linalg.eigvalsh(Q)[-1]
+    lam, rho, x = 0.05 * np.abs(b).max(), 4.0, np.zeros(N**3)
+    cost = data + lam * (L21() @ G) + NonNegative()
+    u, v = np.zeros(3 * N**3), np.zeros(N**3)
+    au, av = np.zeros_like(u), np.zeros_like(v)
+    system = A * np.eye(N**3) + rho * (g.T @ g + np.eye(N**3))
+    result = quiet(admm(cost, rho, relaxation=1.0, majoriser=A), 15)
+    for _ in range(15):
+        right = b + g.T @ (rho * u + au) + rho * v + av + A * x - Q @ x
+        x = np.linalg.solve(system, right)
+        u = L21().prox((g @ x - au / rho).reshape(3, *SHAPE), lam / rho).ravel()
+        v = np.maximum(x - av / rho, 0)
+        au, av = au + rho * (u - g @ x), av + rho * (v - x)
+    np.testing.assert_allclose(result.x.ravel(), x, atol=1e-10 * np.abs(x).max())
+
+
+def test_inner_loop_free_needs_periodic_operators(data):
+    with pytest.raises(ValueError, match="periodic"):
+        next(admm(data + L21() @ Gradient(SHAPE, dtype=np.float64), 1.0, majoriser=5.0))
+    with pytest.raises(ValueError, match="positive number, got nan"):
+        next(admm(data + NonNegative(), 1.0, majoriser=np.nan))
+
+
+def test_the_norm_is_that_of_eigsh(data):
+    from scipy.sparse.linalg import eigsh
+
+    largest = float(eigsh(data.Q, k=1, return_eigenvectors=False)[0])
+    assert data.Q.norm() == pytest.approx(largest, rel=1e-2) and 1.01 * data.Q.norm() >= largest
 
 
 def test_quadratic_terms_in_any_order(data):
@@ -333,7 +366,7 @@ def test_quadratic_terms_in_any_order(data):
         x = quiet(admm(cost, 10.0, inner_iterations=40), 30).x
         expected = x if expected is None else expected
         np.testing.assert_allclose(x, expected, atol=1e-9 * np.abs(expected).max())
-    alone = quiet(admm(parts[0] + data, []), 60, stop=relative_change(1e-15))
+    alone = quiet(admm(parts[0] + data, [], inner_iterations=40), 60, stop=relative_change(1e-15))
     q = ridge(data, 0.5)
     np.testing.assert_allclose(alone.x.ravel(), np.linalg.solve(dense(q.Q), q.b.ravel()), atol=1e-6)
 
@@ -378,12 +411,28 @@ def solver(name, data, **options):
         periodic = Quadratic(Circulant(data.Q.nearest_circulant(), SHAPE, np.float64), data.b, data.c)
         cost = periodic + lam * (L21() @ Gradient(SHAPE, "periodic", np.float64)) + NonNegative()
     else:
-        cost = data + lam * (L21() @ Gradient(SHAPE, dtype=np.float64)) + NonNegative()
-    extra = {"admm relaxed": {"relaxation": 1.6}, "admm adapted": {"adapt": True}}.get(name, {})
-    return lambda **o: admm(cost, (5.0, 9.0), **extra, **o)
+        boundary = "periodic" if name == "admm inner-loop-free" else "zero-flux"
+        cost = data + lam * (L21() @ Gradient(SHAPE, boundary, np.float64)) + NonNegative()
+    if name == "admm by itself":
+        return lambda **o: admm(cost, **o)
+    extra = {
+        "admm": {"relaxation": 1.0, "inner_iterations": 3},
+        "admm adapted": {"adapt": True},
+        "admm inner-loop-free": {"majoriser": 1.01 * data.Q.norm()},
+    }
+    return lambda **o: admm(cost, (5.0, 9.0), **extra.get(name, {}), **o)
 
 
-SOLVERS = ["cg", "pcg", "admm", "admm exact", "admm relaxed", "admm adapted"]
+SOLVERS = [
+    "cg",
+    "pcg",
+    "admm",
+    "admm exact",
+    "admm relaxed",
+    "admm adapted",
+    "admm by itself",
+    "admm inner-loop-free",
+]
 
 
 @pytest.mark.parametrize("name", SOLVERS)
@@ -403,16 +452,16 @@ def test_a_resumed_run_equals_an_unbroken_one(data, name, first):
 
 
 class Interrupting(LinOp):
-    """Passes to ``Q`` until a call, at which the user presses Ctrl-C in the middle of the iteration."""
+    """Passes to ``Q``; at one call the user presses Ctrl-C, so many times."""
 
-    def __init__(self, Q, call):
+    def __init__(self, Q, call, times=1):
         super().__init__(Q.ishape, Q.oshape, Q.dtype)
-        self.Q, self.left = Q, [call]
+        self.Q, self.left, self.times = Q, [call], times
 
     def _apply(self, x):
         self.left[0] -= 1
-        if self.left[0] == 0:
-            raise KeyboardInterrupt
+        for _ in range(self.times if self.left[0] == 0 else 0):
+            signal.raise_signal(signal.SIGINT)
         return self.Q._apply(x)
 
     def nearest_circulant(self):
@@ -432,34 +481,33 @@ def test_an_interrupted_cg_can_be_resumed(data, call, caplog):
     np.testing.assert_array_equal(again.x, whole.x)
 
 
-class InterruptingIdentity(Identity):
-    """As `Interrupting`, on the way to a split variable: after others of the same iteration were updated."""
-
-    def __init__(self, call):
-        super().__init__(SHAPE, np.float64)
-        self.left = [call]
-
-    def _apply(self, x):
-        self.left[0] -= 1
-        if self.left[0] == 0:
-            raise KeyboardInterrupt
-        return super()._apply(x)
-
-    def _gram(self, W):
-        return Identity(SHAPE, np.float64)
-
-
 def test_an_interrupted_admm_can_be_resumed(data):
     lam = 0.05 * np.abs(data.b).max()
 
-    def make(call, **options):
-        tv = lam * (L21() @ Gradient(SHAPE, dtype=np.float64))
-        return admm(data + tv + NonNegative() @ InterruptingIdentity(call), (5.0, 9.0), **options)
+    def make(call, times=1, **options):
+        q = Quadratic(Interrupting(data.Q, call, times), data.b, data.c)
+        return admm(q + lam * (L21() @ Gradient(SHAPE, dtype=np.float64)) + NonNegative(), **options)
 
     whole = quiet(make(10**6), 10)
-    stopped = quiet(make(6), 10)  # one call to begin with, one per iteration
-    assert stopped.stopped_by == "interrupt" and stopped.state.iteration == 4
-    np.testing.assert_array_equal(quiet(make(10**6, state=stopped.state), 6).x, whole.x)
+    stopped = quiet(make(4), 10)
+    done = stopped.state.iteration
+    assert stopped.stopped_by == "interrupt" and 0 < done < 10
+    again = quiet(make(10**6, state=stopped.state), 10 - done)
+    np.testing.assert_array_equal(again.x, whole.x)
+
+    # a second Ctrl-C does not wait: the iterate before is kept, and a new run can only begin from it
+    torn = quiet(make(5, times=2), 10)
+    assert torn.stopped_by == "interrupt" and torn.state.memory == {}
+    before = quiet(make(10**6), torn.state.iteration)
+    np.testing.assert_array_equal(torn.x, before.x)
+    from_there = quiet(make(10**6, state=torn.state), 3)
+    np.testing.assert_array_equal(from_there.x, quiet(make(10**6, x0=torn.x), 3).x)
+
+
+def test_ctrl_c_is_the_users_again_after_a_run():
+    before = signal.getsignal(signal.SIGINT)
+    quiet(counting(), 3)
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 # -- the driver --------------------------------------------------------------------------------------------

@@ -40,6 +40,9 @@ class Cost:
         """Whether the cost can be called for its value; a solver leaves out of its objective what has none."""
         return True
 
+    #: Whether the cost is a constraint: zero where it is met, else infinite.
+    is_indicator = False
+
     def __call__(self, x: NDArray) -> float:
         """The value; ``inf`` outside the domain."""
         raise NotImplementedError(f"{type(self).__name__} has no value")

@@ -17,6 +17,8 @@ __all__ = ["Box", "NonNegative", "Support"]
 class Box(Cost):
     """``low <= x <= high``, entry by entry. The conjugate is the sum of ``max(low y, high y)``."""
 
+    is_indicator = True
+
     def __init__(self, low: float = -np.inf, high: float = np.inf) -> None:
         if not low <= high or low == np.inf or high == -np.inf:
             raise ValueError(f"an empty box: low {low}, high {high}")
@@ -60,6 +62,8 @@ class Support(Cost):
 
     The conjugate is the indicator of ``y = 0`` inside the mask, of ``y <= 0`` there if ``nonnegative``.
     """
+
+    is_indicator = True
 
     def __init__(self, mask: ArrayLike, *, nonnegative: bool = False) -> None:
         self.mask: Any = mask.copy() if hasattr(mask, "dtype") else np.array(mask)  # type: ignore[union-attr]

@@ -2,33 +2,39 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
-from itertools import count, islice
+from itertools import count
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..backend import inner
 from ..costs import Cost, Quadratic
-from ..operators import Identity, LinOp
-from .cg import cg, inverse_circulant
+from ..operators import Circulant, LinOp
 from .driver import State
+from .splitting import Moved, Split, split
+from .vectors import add_scaled, inner, scale_add
 
 __all__ = ["admm"]
 
-_BALANCE = 10  # iterations between two adaptations of the penalties
-_REFRESH = 20  # iterations between two products that remove the rounding errors of the known residual
+_REFRESH = 20  # iterations between two products that remove the rounding errors of the known ones
+_FIRST = 3  # iteration after which the penalties are first adapted
+_GROWTH = 1.25  # of the iterations between two adaptations, which therefore end
+_BALANCE = 4.0  # how far the balance of the gap may move the penalties from their natural size
+_SMALLEST = 1 / 60  # of a penalty, against the largest, in the unit of L^H L
 
 
 def admm(
     cost: Cost,
-    rho: float | Sequence[float],
+    rho: float | Sequence[float] | None = None,
     x0: NDArray | None = None,
     *,
-    inner_iterations: int = 3,
-    relaxation: float = 1.0,
+    inner_iterations: int = 1,
+    relaxation: float = 1.8,
     precondition: bool = True,
-    adapt: bool = False,
+    majoriser: float | None = None,
+    adapt: bool | None = None,
     state: State | None = None,
 ) -> Iterator[State]:
     """Minimise ``cost`` = quadratic terms + ``sum_i f_i(L_i x)``, each ``f_i`` with a prox.
@@ -38,29 +44,35 @@ def admm(
     cost : Cost
         At least one term must be quadratic (a data term). Every other term becomes a split variable
         ``u_i = L_i x``.
-    rho : float or sequence
-        Penalty of each split term, in the order of the cost; a single number serves all.
+    rho : float or sequence, optional
+        Penalty of each split term, in the order of the cost; a single number serves all. Default: found from the
+        data.
     x0 : ndarray, optional
         Start; default zero.
     inner_iterations : int
-        Conjugate-gradient steps on the linear equation of each iteration, warm-started. Where every operator
-        has a Fourier spectrum the equation is solved exactly instead, without inner loop.
+        Conjugate-gradient steps on the linear equation of each iteration, warm-started. With the preconditioner one
+        step was measured to do the work of any number. Where every operator has a Fourier spectrum the equation is
+        solved exactly.
     relaxation : float
         Over-relaxation in (0, 2); 1 is none.
     precondition : bool
         Use the circulant preconditioner in the inner loop.
-    adapt : bool
-        Balance the residuals: every 10 iterations, scale all penalties by the square root of the ratio of the primal to
-        the dual residual where that is above 5 or below 1/5 (Boyd 2011, section 3.4.1).
+    majoriser : float, optional
+        ``A >= ||H||^2``: the inner-loop-free scheme of Donati 2020, eq. 4.55 and Algorithm 6, which adds
+        ``(x - x_k)'(A - Q)(x - x_k) / 2`` to each linear equation, so that Fourier transforms solve it. Every ``L_i``
+        must have a spectrum: periodic boundaries. Take ``1.01 * Q.norm()`` for the ``Q`` of the data term.
+    adapt : bool, optional
+        Change the penalties as the iteration goes on; default where no ``rho`` is given.
     state : State, optional
         Go on from an earlier run's ``result.state``, to the same result as an unbroken run.
 
     Yields
     ------
     State
-        ``info``: ``objective`` (at ``x``, constraints left out), ``primal`` = the relative distance between ``L x`` and
-        ``u``, ``dual`` = the relative change of the splits (Boyd 2011, section 3.3). ``memory["splits"]`` holds
-        the ``u_i``: they satisfy the constraints exactly.
+        ``info``: ``objective`` at ``x``, constraints left out; ``primal``, the relative distance between ``L x`` and
+        ``u``; ``dual``, the size of the residual of optimality of ``x``, relative to that of zero (in the norm of the
+        preconditioner); ``gap``, an estimate of ``(F(x) - min F) / (F(0) - min F)``. ``memory["splits"]`` holds the
+        ``u_i``: they satisfy the constraints exactly. All are live views of arrays that the next iteration changes.
 
     Notes
     -----
@@ -69,127 +81,280 @@ def admm(
         c      solves (Q + sum rho_i L_i^H L_i) c = b + sum L_i^H (rho_i u_i + alpha_i)
         u_i    = prox_{f_i / rho_i}(L_i c - alpha_i / rho_i)
         alpha_i += rho_i (u_i - L_i c)
+
+    The published algorithms are ``admm(cost, rho, inner_iterations=K, relaxation=1, precondition=False)`` and
+    ``admm(cost, rho, relaxation=1, majoriser=A)``, except that both start each equation from the last solution, whose
+    residual is known.
+
+    *The gap.* ``-alpha_i`` is a subgradient of ``f_i`` at ``u_i``, so that by convexity ::
+
+        F(x) - min F <= sum_i [f_i(L_i x) - f_i(u_i) + <alpha_i, L_i x - u_i>] + <e, x - x*>,
+        e = Q x - b - sum_i L_i^H alpha_i.
+
+    The bracket is computed. The last term needs the unknown ``x*``; the decrease that the step of ``x`` promised,
+    times half the number of iterations, was within a factor of a few of it on every problem tried, and is taken for
+    it: the gap is an estimate, not a bound.
+
+    *The penalties.* Each is set to ``||alpha_i|| / ||L_i x||``, at first from guesses, and all are then moved by one
+    factor, at most 4 either way, that balances the two parts of the gap: a large penalty lets the bracket fall, a
+    small one the residual.
     """
     if cost.domain is None:
         raise ValueError(
             "no term of the cost knows the shape of its argument: a data term such as LeastSquares is needed"
         )
     shape, dtype = cost.domain
+    data, splits = _parts(cost, shape, dtype)
+    if not 0 < relaxation < 2:
+        raise ValueError(f"relaxation must lie in (0, 2), got {relaxation}")
+    if inner_iterations < 1:
+        raise ValueError(f"inner_iterations must be at least 1, got {inner_iterations}")
+    if rho is not None:
+        given = [float(r) for r in (np.ravel(rho) if np.ndim(rho) else [rho] * len(splits))]  # type: ignore[arg-type]
+        if len(given) != len(splits) or any(not 0 < r < math.inf for r in given):
+            raise ValueError(f"{len(splits)} split terms need as many positive rho, got {rho}")
+        for s, r in zip(splits, given, strict=True):
+            s.rho = r
+    adapt = rho is None if adapt is None else adapt
+    equation = _Equation(data.Q, splits, precondition, majoriser)
+    if equation.exact and relaxation > 1 and float(np.min(data.Q.spectrum)) < 0:  # type: ignore[arg-type]
+        raise ValueError(
+            "the data term is indefinite (a padded kernel is): over-relaxation does not converge there; use"
+            " relaxation=1"
+        )
+
+    if state is not None and state.memory:
+        x = state.x.copy()
+        for s, r, u, a in zip(splits, *(state.memory[k] for k in ("rho", "splits", "duals")), strict=True):
+            s.rho = r
+            s.resume(u, a)
+        product = state.memory["product"].copy()
+        first_promise, balance, due = (state.memory[k] for k in ("promise", "balance", "due"))
+        start = state.iteration + 1
+    else:
+        start_at = x0 if state is None else state.x
+        if start_at is not None and start_at.shape != shape:
+            raise ValueError(f"x0 has shape {start_at.shape}, the cost needs {shape}")
+        x = np.zeros_like(data.b) if start_at is None else start_at.astype(dtype, copy=True)
+        if rho is None:
+            _first_penalties(splits, data, equation.hessian)
+        for s in splits:
+            s.begin(x)
+        product = np.zeros_like(x) if start_at is None else data.Q.apply(x)
+        first_promise, balance, due = 0.0, 1.0, _FIRST
+        start = 1
+    equation.update()
+    right = np.empty_like(x)
+
+    for k in count(start):
+        if k % _REFRESH == 0:
+            product = data.Q.apply(x)
+        np.subtract(data.b, product, out=right)
+        for s in splits:
+            s.pull(x, right)
+        promise = equation.step(right, x, product, inner_iterations)
+        first_promise = max(first_promise, promise)
+        moved = [s.move(x, relaxation) for s in splits]
+        info, gaps = _figures(data, splits, moved, x, product, promise, first_promise, k)
+        if adapt and splits and k == due:
+            due = k + max(2, math.ceil((_GROWTH - 1) * k))
+            if k > _FIRST:
+                ratio = sum(gaps) / max(0.25 * k * promise, 1e-300)
+                balance = float(np.clip(balance * np.clip(ratio, 1 / 81, 81) ** 0.25, 1 / _BALANCE, _BALANCE))
+            if _adapt_penalties(splits, moved, balance):
+                equation.update()
+        memory: dict[str, Any] = {
+            "splits": [s.u for s in splits],
+            "duals": [s.a for s in splits],
+            "rho": [s.rho for s in splits],
+            "product": product,
+            "promise": first_promise,
+            "balance": balance,
+            "due": due,
+        }
+        yield State(k, x, info, memory)
+
+
+def _parts(cost: Cost, shape: tuple[int, ...], dtype: Any) -> tuple[Quadratic, list[Split]]:
+    """The quadratic terms as one, and the splits of all others."""
     data: Quadratic | None = None
     splits = []
     for term in cost.terms():
         piece = term.scale * (term.cost if term.operator is None else term.cost @ term.operator)
         q = piece.quadratic(shape, dtype)
         if q is None:
-            splits.append(term)
+            splits.append(split(term, shape, dtype))
         else:
             data = q if data is None else data.plus(q)
     if data is None:
         raise ValueError("admm needs a quadratic term, such as LeastSquares, in the cost")
-    rhos = [float(r) for r in (np.ravel(rho) if np.ndim(rho) else [rho] * len(splits))]  # type: ignore[arg-type]
-    if len(rhos) != len(splits) or any(not r > 0 for r in rhos):
-        raise ValueError(f"{len(splits)} split terms need as many positive rho, got {rho}")
-    if not 0 < relaxation < 2:
-        raise ValueError(f"relaxation must lie in (0, 2), got {relaxation}")
+    return data, splits
 
-    operators: list[LinOp] = [Identity(shape, dtype) if t.operator is None else t.operator for t in splits]
-    if state is not None:
-        rhos = list(state.memory["rho"])
-    grams = [L.gram() for L in operators]
-    exact = all(g.spectrum is not None for g in [data.Q, *grams])
-    nearest = [s for s in (g.nearest_circulant() for g in [data.Q, *grams]) if s is not None]
 
-    def linear_system() -> tuple[LinOp, LinOp | None]:
-        """``Q + sum rho_i L_i^H L_i``, and its inverse: exact, approximate, or None."""
-        system = data.Q
-        for r, g in zip(rhos, grams, strict=True):
-            system = system + r * g
-        if len(nearest) <= len(grams) or not (exact or precondition):
-            return system, None
-        spectrum = np.asarray(nearest[0], np.float64)
-        for r, s in zip(rhos, nearest[1:], strict=True):
-            spectrum = spectrum + r * s
-        if not exact:
-            return system, inverse_circulant(spectrum, system, 1e-4)
-        lowest = float((spectrum + np.minimum(nearest[0], 0)).min())
-        if lowest < 0 or float(spectrum.min()) <= 0:
-            raise ValueError(
-                f"the data term is indefinite: its smallest eigenvalue is {float(np.min(nearest[0])):.3g}, and rho too"
-                " small for the iteration to contract; a rho of twice its size does"
-            )
-        return system, inverse_circulant(spectrum, system, 0.0)
+class _Equation:
+    """``(Q + sum rho_i L_i^H L_i) x = right``, and how it is solved: exactly, or by steps that lower its residual."""
 
-    system, inverse = linear_system()
-    if state is None:
-        x = np.zeros(shape, dtype) if x0 is None else x0.astype(dtype, copy=True)
-        u = [t.cost.prox(L.apply(x), t.scale / r) for t, L, r in zip(splits, operators, rhos, strict=True)]
-        dual = [np.zeros_like(v) for v in u]  # alpha / rho
-        product = None
-        start = 1
+    def __init__(self, Q: LinOp, splits: list[Split], precondition: bool, majoriser: float | None) -> None:
+        self.Q, self.splits, self.majoriser = Q, splits, majoriser
+        model = Q.nearest_circulant()
+        circulants = [s.gram.nearest_circulant() for s in splits]
+        spectra = [s.gram.spectrum for s in splits]
+        known = all(c is not None for c in circulants)
+        self.exact = Q.spectrum is not None and all(s is not None for s in spectra)
+        if majoriser is not None:
+            if not 0 < majoriser < math.inf or any(s is None for s in spectra):
+                raise ValueError(
+                    f"a majoriser must be a positive number, got {majoriser}, and every split operator must be a"
+                    " periodic convolution or the identity: use Gradient(shape, boundary='periodic')"
+                )
+            model = np.full((1,) * len(Q.ishape), majoriser)
+        self._model, self._grams = model, [c for c in circulants if c is not None]
+        self._used = known and model is not None and (precondition or self.exact or majoriser is not None)
+        self.inverse: LinOp | None = None
+
+    @property
+    def hessian(self) -> LinOp | None:
+        """The nearest periodic convolution to ``Q``, if it is known."""
+        model = self.Q.nearest_circulant()
+        return None if model is None else Circulant(np.asarray(model), self.Q.ishape, self.Q.dtype)
+
+    def update(self) -> None:
+        """Take up new penalties."""
+        if not self._used:
+            return
+        model = np.asarray(self._model)
+        spectrum = model.astype(np.float64)
+        for s, g in zip(self.splits, self._grams, strict=True):
+            spectrum = spectrum + s.rho * g
+        if self.exact:
+            lowest = float((spectrum + np.minimum(model, 0)).min())
+            if lowest < 0 or float(spectrum.min()) <= 0:
+                raise ValueError(
+                    f"the data term is indefinite: its smallest eigenvalue is {float(model.min()):.3g}, and rho"
+                    " too small for the iteration to contract; a rho of twice its size does"
+                )
+        floor = 0.0 if self.exact else 1e-4 * float(spectrum.max())
+        self.inverse = Circulant(1.0 / np.maximum(spectrum, floor), self.Q.ishape, self.Q.dtype)
+
+    def step(self, residual: NDArray, x: NDArray, product: NDArray, steps: int) -> float:
+        """Improve ``x``, and its ``product`` Q x with it, in place; returns the decrease of the quadratic, doubled.
+
+        ``residual`` is ``right`` less the system times ``x``, and is used up.
+        """
+        if self.majoriser is not None:
+            assert self.inverse is not None
+            move = self.inverse.apply(residual)
+            add_scaled(x, 1.0, move)
+            add_scaled(product, 1.0, self.Q.apply(move))
+            return inner(residual, move)
+        total = 0.0
+        p: Any = None
+        rz = 0.0
+        for j in range(1 if self.exact else steps):
+            z = residual.copy() if self.inverse is None else self.inverse.apply(residual)
+            new = inner(residual, z)
+            if new == 0:
+                break
+            if p is None:
+                p = z
+            else:
+                scale_add(p, new / rz, z)
+            rz = new
+            q = self.Q.apply(p)
+            curvature = inner(p, q) + sum(s.curvature(p) for s in self.splits)
+            if not curvature > 0:
+                if math.isnan(curvature):
+                    return math.nan
+                break
+            length = rz / curvature
+            add_scaled(x, length, p)
+            add_scaled(product, length, q)
+            total += length * rz
+            if j + 1 < steps:
+                add_scaled(residual, -length, q)
+                for s in self.splits:
+                    add_scaled(residual, -length * s.rho, s.gram.apply(p))
+        return total
+
+
+def _figures(
+    data: Quadratic,
+    splits: list[Split],
+    moved: list[Moved],
+    x: NDArray,
+    product: NDArray,
+    promise: float,
+    first_promise: float,
+    k: int,
+) -> tuple[dict[str, float], list[float]]:
+    """The figures of an iteration, and each split's part of the gap."""
+    curved, linear = inner(x, product), inner(data.b, x)
+    objective = 0.5 * curved - linear + data.c + sum(m.value for m in moved)
+    gaps = [
+        abs(s.rho * m.pairing + (m.value - m.value_u if s.cost.has_value else 0.0))
+        for s, m in zip(splits, moved, strict=True)
+    ]
+    drop = data.c - objective  # from x = 0, where all penalties are taken to be zero
+    size = max(drop, 0.1 * (0.5 * curved + abs(linear) + sum(m.value for m in moved)))
+    distance = sum(m.distance for m in moved)
+    spread = max(sum(m.image for m in moved), sum(m.size for m in moved), 1e-300)
+    info = {
+        "objective": objective,
+        "primal": (distance / spread) ** 0.5,
+        "dual": (promise / max(first_promise, 1e-300)) ** 0.5 if promise >= 0 else math.nan,
+        "gap": (sum(gaps) + 0.5 * k * promise) / max(size, first_promise, 1e-300),
+    }
+    return info, gaps
+
+
+def _unit(s: Split) -> float:
+    """Mean eigenvalue of ``L^H L``, about."""
+    spectrum = s.gram.nearest_circulant()
+    return 1.0 if spectrum is None else max(float(np.mean(spectrum)), 1e-30)
+
+
+def _bounded(splits: list[Split], natural: list[float]) -> list[float]:
+    """Penalties that are positive, and none so small that its term would never be felt."""
+    units = [_unit(s) for s in splits]
+    largest = max(r * m for r, m in zip(natural, units, strict=True))
+    return [max(r, _SMALLEST * largest / m) for r, m in zip(natural, units, strict=True)]
+
+
+def _first_penalties(splits: list[Split], data: Quadratic, hessian: LinOp | None) -> None:
+    """Penalties from a first guess of the solution: the data term's, damped by its mean eigenvalue."""
+    if not splits:
+        return
+    b = data.b
+    if hessian is None:
+        curvature = inner(b, data.Q.apply(b))
+        mean = curvature / max(inner(b, b), 1e-300)
+        guess, hessian = b / b.dtype.type(max(mean, 1e-30)), data.Q
     else:
-        x = state.x.copy()
-        u = [v.copy() for v in state.memory["splits"]]
-        dual = [v.copy() for v in state.memory["duals"]]
-        product = state.memory["product"]
-        start = state.iteration + 1
-
-    for k in count(start):
-        right = data.b.copy()
-        for r, L, v, a in zip(rhos, operators, u, dual, strict=True):
-            right += dtype.type(r) * L.adjoint(v + a)
-        if exact and inverse is not None:
-            x = inverse.apply(right)
-            product = right
-        else:
-            # The residual is known from the last iteration; from time to time it is computed afresh, because
-            # rounding errors add up in it.
-            known = None if product is None or k % _REFRESH == 0 else right - product
-            steps = cg(system, right, x, M=None if inverse is None else inverse.apply, residual=known)
-            for inner_state in islice(steps, inner_iterations):
-                x = inner_state.x
-                product = right - inner_state.memory["r"]
-        value = distance = change = size_x = size_u = size_dual = penalty = 0.0
-        # new lists of new arrays: the last state may still be wanted if this iteration is interrupted
-        moved_u, moved_dual = [], []
-        for term, r, L, old, a in zip(splits, rhos, operators, u, dual, strict=True):
-            image = L.apply(x)
-            if np.isfinite(part := term.cost(image)):
-                value += term.scale * part
-            # the multiplier less the (relaxed) image: the prox takes its negative, the new multiplier adds to it
-            multiplier = a - dtype.type(relaxation) * image
-            if relaxation != 1.0:
-                multiplier -= dtype.type(1 - relaxation) * old
-            new = term.cost.prox(-multiplier, term.scale / r)
-            multiplier += new
-            distance += square(image - new)
-            change += r * r * square(L.adjoint(new - old))
-            size = square(image)
-            penalty += r * size
-            size_x += size
-            size_u += square(new)
-            size_dual += r * r * square(L.adjoint(multiplier))
-            moved_u.append(new)
-            moved_dual.append(multiplier)
-        u, dual = moved_u, moved_dual
-        # x'Qx = x'(system x) - sum rho |L x|^2: the value of the data term needs no product of its own
-        value += 0.5 * (inner(x, product) - penalty) - inner(data.b, x) + data.c
-        info = {
-            "objective": value,
-            "primal": (distance / max(size_x, size_u, 1e-300)) ** 0.5,
-            "dual": (change / max(size_dual, 1e-300)) ** 0.5,
-        }
-        if adapt and splits and k % _BALANCE == 0:
-            ratio = info["primal"] / max(info["dual"], 1e-300)
-            if not 1 / 5 <= ratio <= 5:
-                factor = float(np.clip(ratio**0.5, 0.1, 10.0))
-                rhos = [factor * r for r in rhos]
-                for a in dual:  # the multipliers stay; their scaled form does not
-                    a /= dtype.type(factor)
-                system, inverse = linear_system()
-                product = None
-        yield State(k, x, info, {"splits": u, "duals": dual, "product": product, "rho": list(rhos)})
+        spectrum = np.asarray(hessian.spectrum, np.float64)
+        mean = max(float(np.mean(spectrum)), 1e-30)
+        guess = Circulant(1.0 / (np.maximum(spectrum, 0) + mean), b.shape, b.dtype).apply(b)
+    natural = [s.natural_penalty(guess, hessian) if s.cost.has_value else mean for s in splits]
+    if not any(r > 0 and math.isfinite(r) for r in natural):
+        natural = [mean / _unit(s) for s in splits]
+    natural = [r if math.isfinite(r) else 0.0 for r in natural]
+    for s, r in zip(splits, _bounded(splits, natural), strict=True):
+        s.rho = r
 
 
-def square(x: NDArray) -> float:
-    """``||x||^2``; infinite, and no error, where a diverging iteration overflows."""
-    return inner(x, x)
+def _adapt_penalties(splits: list[Split], moved: list[Moved], balance: float) -> bool:
+    """Move the penalties to their natural size times ``balance``; whether any moved by a tenth.
+
+    A prior without value (a denoiser) keeps its own: there the penalty is part of the problem.
+    """
+    natural = [
+        s.rho * math.sqrt(m.dual / max(m.image, m.size, 1e-300)) for s, m in zip(splits, moved, strict=True)
+    ]
+    if not any(r > 0 for r in natural):
+        return False
+    changed = False
+    for s, r in zip(splits, _bounded(splits, natural), strict=True):
+        wanted = balance * r
+        if s.cost.has_value and not 0.9 < wanted / s.rho < 1.1:
+            s.rescale(wanted)
+            changed = True
+    return changed

@@ -9,9 +9,10 @@ from itertools import count
 import numpy as np
 from numpy.typing import NDArray
 
-from ..backend import inner, norm
+from ..backend import norm
 from ..operators import Circulant, LinOp
 from .driver import State
+from .vectors import add_scaled, inner, scale_add
 
 __all__ = ["cg", "circulant_preconditioner"]
 
@@ -24,7 +25,6 @@ def cg(
     x0: NDArray | None = None,
     *,
     M: Callable[[NDArray], NDArray] | None = None,
-    residual: NDArray | None = None,
     state: State | None = None,
 ) -> Iterator[State]:
     """Solve ``Q x = b`` for a symmetric positive (semi-)definite ``Q``, one iteration per state.
@@ -37,8 +37,6 @@ def cg(
         Start; default zero.
     M : callable, optional
         Preconditioner, close to the inverse of ``Q``; symmetric and positive.
-    residual : ndarray, optional
-        ``b - Q x0`` where the caller knows it: saves one product.
     state : State, optional
         Go on from the state of an earlier run, to the same result as an unbroken one.
 
@@ -48,20 +46,17 @@ def cg(
         ``info["residual"]`` is ``||b - Q x|| / ||b||``, ``info["objective"]`` is ``x'Qx/2 - b'x``, and ``memory["r"]``
         is the residual ``b - Q x``. Ends when the residual is zero, or the curvature is not positive.
     """
-    if state is None:
-        x = np.zeros_like(b) if x0 is None else x0.astype(b.dtype, copy=True)
-        if residual is not None:
-            r = residual.copy()
-        else:
-            r = b.copy() if x0 is None else b - Q.apply(x)
-        z = r if M is None else M(r)
-        p = z.copy()
-        rz = inner(r, z)
-        start = 1
-    else:
+    if state is not None and state.memory:
         x = state.x.copy()
         r, p, rz = state.memory["r"].copy(), state.memory["p"].copy(), state.memory["rz"]
         start = state.iteration + 1
+    else:
+        begin = x0 if state is None else state.x
+        x = np.zeros_like(b) if begin is None else begin.astype(b.dtype, copy=True)
+        r = b.copy() if begin is None else b - Q.apply(x)
+        p = r.copy() if M is None else M(r)
+        rz = inner(r, p)
+        start = 1
     size = norm(b) or 1.0
     for k in count(start):
         if rz == 0:
@@ -82,20 +77,18 @@ def cg(
             if k == start:
                 yield State(k, x, figures, memory)
             return
-        # new arrays: those of the last state stay what they were, also if this iteration is interrupted
-        scale = b.dtype.type(rz / curvature)
-        x = x + scale * p
-        r = r - scale * q
+        add_scaled(x, rz / curvature, p)
+        add_scaled(r, -rz / curvature, q)
         z = r if M is None else M(r)
         new = inner(r, z)
-        p = z + b.dtype.type(new / rz) * p
+        scale_add(p, new / rz, z)
         rz = new
         yield State(k, x, _figures(x, b, r, size), {"r": r, "p": p, "rz": rz})
 
 
 def _figures(x: NDArray, b: NDArray, r: NDArray, size: float) -> dict[str, float]:
     # x'Qx/2 - b'x with Q x = b - r
-    return {"objective": -0.5 * (inner(x, b) + inner(x, r)), "residual": norm(r) / size}
+    return {"objective": -0.5 * (inner(x, b) + inner(x, r)), "residual": inner(r, r) ** 0.5 / size}
 
 
 def circulant_preconditioner(Q: LinOp, *, floor: float = 1e-3) -> LinOp:
@@ -103,10 +96,5 @@ def circulant_preconditioner(Q: LinOp, *, floor: float = 1e-3) -> LinOp:
     spectrum = Q.nearest_circulant()
     if spectrum is None:
         raise ValueError(f"{Q!r} has no nearest circulant: solve without preconditioner (M=None)")
-    return inverse_circulant(spectrum, Q, floor)
-
-
-def inverse_circulant(spectrum: NDArray, like: LinOp, floor: float) -> LinOp:
-    """The periodic convolution with eigenvalues ``1 / spectrum``, the spectrum kept above ``floor`` x its largest."""
     spectrum = np.asarray(spectrum, np.float64)
-    return Circulant(1.0 / np.maximum(spectrum, floor * spectrum.max()), like.ishape, like.dtype)
+    return Circulant(1.0 / np.maximum(spectrum, floor * spectrum.max()), Q.ishape, Q.dtype)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
+import signal
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -35,12 +37,12 @@ class State:
     iteration : int
         Counted from 1, and on through a resumed run.
     x : ndarray
-        The iterate. A live view: copy it to keep it.
+        The iterate. A live view that the next iteration changes: copy it to keep it.
     info : dict of str to float
         Figures of this iteration, e.g. ``objective``, ``residual``.
     memory : dict
-        What the solver needs besides ``x`` to go on from here. Never changed by later iterations, so that an
-        interrupted run can be resumed.
+        What the solver needs besides ``x`` to go on from here; live views as well. Empty where an iteration broke off
+        half done: a solver then starts anew from ``x``.
     """
 
     iteration: int
@@ -117,7 +119,8 @@ def run(
     Returns
     -------
     Result
-        Ctrl-C ends the run and returns what has been reached, with ``stopped_by == "interrupt"``.
+        Ctrl-C lets the present iteration end and returns what has been reached, with
+        ``stopped_by == "interrupt"``; a second Ctrl-C does not wait for the iteration.
 
     Raises
     ------
@@ -130,28 +133,43 @@ def run(
 
     history: dict[str, list[float]] = {"iteration": [], "seconds": []}
     good: State | None = None
+    whole = True  # whether the solver is between two iterations
     reason = "solver"
     start = time.perf_counter()
 
     def result() -> Result:
         if good is None:
             raise RuntimeError("the solver ended before its first iteration")
-        return Result(good.x, reason, history, good, time.perf_counter() - start)
+        state = good if whole else State(good.iteration, good.x, good.info)
+        return Result(good.x, reason, history, state, time.perf_counter() - start)
 
-    with tqdm(
-        total=max_iter, desc=label, disable=None if progress is None else not progress, leave=False
-    ) as bar:
+    with (
+        tqdm(
+            total=max_iter, desc=label, disable=None if progress is None else not progress, leave=False
+        ) as bar,
+        _DelayedInterrupt() as interrupt,
+    ):
         try:
-            for count, state in enumerate(states, start=1):
+            for count in range(1, max_iter + 1):
+                whole = False
+                state = next(states, None)
+                whole = True
+                if state is None:
+                    break
                 if not all(math.isfinite(v) for v in state.info.values()):
                     figures = ", ".join(f"{k} = {v:g}" for k, v in state.info.items())
-                    reason = "non-finite"
+                    reason, whole = "non-finite", False
                     raise NonFiniteError(
                         f"iteration {state.iteration} gave {figures}: a step size or penalty is too large, or"
                         " the input holds NaN; the last finite state is in the error's `result`",
                         result() if good is not None else None,
                     )
-                good = State(state.iteration, state.x.copy(), dict(state.info), state.memory)
+                if good is None or good.x.shape != state.x.shape:
+                    kept = state.x.copy()
+                else:
+                    kept = good.x
+                    kept[...] = state.x
+                good = State(state.iteration, kept, dict(state.info), state.memory)
                 history["iteration"].append(state.iteration)
                 history["seconds"].append(time.perf_counter() - start)
                 for key, value in state.info.items():
@@ -163,9 +181,10 @@ def run(
                 if stop is not None and stop(state):
                     reason = _name(stop)
                     break
-                if count >= max_iter:
+                if interrupt.asked:
+                    raise KeyboardInterrupt
+                if count == max_iter:
                     reason = "max_iter"
-                    break
         except StopIteration:
             reason = "callback"
         except KeyboardInterrupt:
@@ -181,6 +200,32 @@ def run(
             stacklevel=2,
         )
     return result()
+
+
+class _DelayedInterrupt:
+    """Notes the first Ctrl-C instead of raising it, so that an iteration that works in place is never torn apart.
+
+    Only the main thread can, and only where Ctrl-C raises KeyboardInterrupt; elsewhere it does nothing.
+    """
+
+    def __init__(self) -> None:
+        self.asked = False
+        self._before: Any = None
+
+    def __enter__(self) -> _DelayedInterrupt:
+        ours = threading.current_thread() is threading.main_thread()
+        if ours and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            self._before = signal.signal(signal.SIGINT, self._note)
+        return self
+
+    def _note(self, number: int, frame: Any) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+
+    def __exit__(self, *error: Any) -> None:
+        if self._before is not None:
+            signal.signal(signal.SIGINT, self._before)
 
 
 class _Rule:

@@ -1,0 +1,165 @@
+"""One split variable of ADMM, ``u = L x``, with its multiplier and its penalty."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .. import kernels
+from ..backend import array_module, norm
+from ..costs import L21
+from ..costs.base import Term
+from ..operators import Gradient, Identity, LinOp
+from .vectors import compiled, inner
+
+__all__ = ["Moved", "Split", "split"]
+
+
+class Moved(NamedTuple):
+    """The sums of one step of a split."""
+
+    distance: float  # ||L x - u||^2
+    image: float  # ||L x||^2
+    size: float  # ||u||^2
+    dual: float  # ||a||^2
+    pairing: float  # <a, L x - u>
+    value: float  # f(L x); 0 where it is infinite or unknown
+    value_u: float  # f(u)
+
+
+class Split:
+    """``scale * f(L x)`` as ``scale * f(u)`` with ``u = L x``.
+
+    Attributes
+    ----------
+    u : ndarray
+        The split variable.
+    a : ndarray
+        The multiplier of ``<alpha, u - L x>`` over the penalty: ``a = alpha / rho``. ``-alpha`` is a subgradient of
+        ``scale * f`` at ``u``.
+    rho : float
+        The penalty.
+    """
+
+    def __init__(self, term: Term, shape: tuple[int, ...], dtype: Any) -> None:
+        self.cost, self.scale = term.cost, term.scale
+        self.operator: LinOp = Identity(shape, dtype) if term.operator is None else term.operator
+        self.gram = self.operator.gram()
+        self.rho = math.nan
+
+    def begin(self, x: NDArray) -> None:
+        """``u = prox(L x)``, no multiplier."""
+        self.u = self.cost.prox(self.operator.apply(x), self.scale / self.rho)
+        self.a = array_module(x).zeros_like(self.u)
+
+    def resume(self, u: NDArray, a: NDArray) -> None:
+        self.u, self.a = u.copy(), a.copy()
+
+    def pull(self, x: NDArray, out: NDArray) -> None:
+        """``out += rho L^H (u + a - L x)``."""
+        image = self._image(x)
+        if compiled(image, self.u, self.a, out):
+            flat = image.reshape(-1), self.u.reshape(-1), self.a.reshape(-1)
+            if image is x:
+                kernels.spring(*flat, self.rho, out.reshape(-1), True)
+                return
+            kernels.spring(*flat, self.rho, flat[0], False)
+        else:
+            image = out.dtype.type(self.rho) * (self.u + self.a - image)
+        out += self.operator.adjoint(image)
+
+    def curvature(self, p: NDArray) -> float:
+        """``rho ||L p||^2``."""
+        image = self._image(p)
+        return self.rho * inner(image, image)
+
+    def move(self, x: NDArray, relaxation: float) -> Moved:
+        """The over-relaxed step of ``u`` and ``a`` towards the new ``x``, in place."""
+        image, u, a = self._image(x), self.u, self.a
+        fast = compiled(image, u, a)
+        if fast:
+            kernels.relax(image.reshape(-1), u.reshape(-1), a.reshape(-1), relaxation)
+        else:
+            a *= -1
+            a += a.dtype.type(relaxation) * image + a.dtype.type(1 - relaxation) * u
+        self.cost.prox(a, self.scale / self.rho, out=u)
+        if fast:
+            sums = kernels.settle(image.reshape(-1), u.reshape(-1), a.reshape(-1))
+        else:
+            np.subtract(u, a, out=a)
+            d = image - u
+            sums = np.array([inner(d, d), inner(image, image), inner(u, u), inner(a, a), inner(a, d)])
+        distance, size, size_u, dual, pairing = (float(v) for v in sums)
+        return Moved(distance, size, size_u, dual, pairing, self._value(image), self._value(u))
+
+    def rescale(self, rho: float) -> None:
+        """Another penalty for the same multiplier."""
+        self.a *= self.a.dtype.type(self.rho / rho)
+        self.rho = rho
+
+    def natural_penalty(self, x: NDArray, hessian: LinOp) -> float:
+        """The penalty at which the multiplier is as large as ``L x``, guessed before any multiplier is known.
+
+        ``x`` is a first guess of the solution, ``hessian`` an estimate of the data term's.
+        """
+        image = self._image(x)
+        size = norm(image)
+        if size == 0 or not self.cost.has_value:
+            return 0.0
+        if self.cost.is_indicator:
+            # what the data pull out of the constraint, the multiplier must push back
+            inside = self.cost.prox(image, 1.0)
+            return norm(hessian.apply(self.operator.adjoint(image - inside))) / (norm(inside) or size)
+        value = self._value(image)
+        if not value > 0:
+            return 0.0
+        tau = 0.1 * size**2 / value  # a tenth of the way: its slope is the multiplier
+        step = self.cost.prox(image, tau * self.scale)
+        step -= image
+        return norm(step) / (tau * size)
+
+    def _image(self, x: NDArray) -> NDArray:
+        return x if isinstance(self.operator, Identity) else self.operator.apply(x)
+
+    def _value(self, image: NDArray) -> float:
+        """Scaled; a constraint counts nothing where it is not met, nor does a prior that has no value."""
+        return 0.0 if self.cost.is_indicator or not self.cost.has_value else self.scale * self.cost(image)
+
+
+class TotalVariation(Split):
+    """Isotropic total variation of a volume: the same steps without the gradient of ``x`` ever being stored."""
+
+    def __init__(self, term: Term, shape: tuple[int, ...], dtype: Any) -> None:
+        super().__init__(term, shape, dtype)
+        assert isinstance(self.operator, Gradient)
+        self._periodic = self.operator.boundary == "periodic"
+
+    def pull(self, x: NDArray, out: NDArray) -> None:
+        if compiled(x, self.u, self.a, out):
+            kernels.tv_pull(x, self.u, self.a, self.rho, self._periodic, out)
+        else:
+            super().pull(x, out)
+
+    def curvature(self, p: NDArray) -> float:
+        return self.rho * kernels.tv_square(p, self._periodic) if compiled(p) else super().curvature(p)
+
+    def move(self, x: NDArray, relaxation: float) -> Moved:
+        if not compiled(x, self.u, self.a):
+            return super().move(x, relaxation)
+        tau = self.scale / self.rho
+        sums = kernels.tv_move(x, self.u, self.a, relaxation, tau, self._periodic)
+        distance, size, size_u, dual, pairing, value, value_u = (float(v) for v in sums)
+        return Moved(distance, size, size_u, dual, pairing, self.scale * value, self.scale * value_u)
+
+
+#: Pairs of cost and operator whose steps are fused; every other pair takes those of `Split`.
+_FUSED: dict[tuple[type, type], type[Split]] = {(L21, Gradient): TotalVariation}
+
+
+def split(term: Term, shape: tuple[int, ...], dtype: Any) -> Split:
+    """The split of a term of a cost, by the fastest way that is known for it."""
+    way = _FUSED.get((type(term.cost), type(term.operator)), Split) if len(shape) == 3 else Split
+    return way(term, shape, dtype)
