@@ -13,21 +13,37 @@ from .fsc import (
 )
 from .maps import correlation, nrmse, psnr, radial_average
 from .masks import soft_mask, soft_sphere
+from .postprocess import (
+    Guinier,
+    GuinierFit,
+    PostProcess,
+    mask_fraction_fsc,
+    postprocess,
+    read_mtf,
+    write_postprocess,
+)
 
 __all__ = [
     "FSC",
+    "Guinier",
+    "GuinierFit",
     "MaskedFSC",
+    "PostProcess",
     "correlation",
     "fsc",
     "half_bit",
+    "mask_fraction_fsc",
     "nrmse",
     "phase_randomised_fsc",
+    "postprocess",
     "psnr",
     "radial_average",
     "read_fsc_star",
     "read_fsc_xml",
+    "read_mtf",
     "soft_mask",
     "soft_sphere",
     "write_fsc_star",
     "write_fsc_xml",
+    "write_postprocess",
 ]

@@ -6,7 +6,7 @@ import logging
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 from xml.etree import ElementTree
 from xml.sax.saxutils import quoteattr
 
@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import fft
 
-from ..grid import shell_index
+from ..grid import frequencies, shell_index
 
 __all__ = [
     "FSC",
@@ -29,6 +29,9 @@ __all__ = [
 ]
 
 logger = logging.getLogger(__name__)
+
+#: How the samples of a stored half-spectrum are counted; see `fsc`.
+Counting = Literal["friedel", "relion"]
 
 #: Samples of the spectrum accumulated at a time; bounds the temporary arrays to some tens of megabytes.
 _CHUNK = 1 << 20
@@ -152,6 +155,7 @@ def fsc(
     *,
     pixel_size: float | Sequence[float],
     mask: ArrayLike | None = None,
+    counting: Counting = "friedel",
 ) -> FSC:
     """Fourier shell correlation of two maps (ring correlation of two images), shells 0 to ``box // 2``.
 
@@ -164,16 +168,16 @@ def fsc(
         than one part in a thousand.
     mask : array_like, optional
         Multiplies both maps. A mask adds correlation of its own; see `phase_randomised_fsc`.
-
-    Notes
-    -----
-    Both Friedel mates count in every shell. RELION sums over the stored half of the spectrum as it is, where
-    the plane ``kx = 0`` weighs twice, so its curves differ from these where they are noisy (by up to 0.01 in
-    a box of 64, within the noise of the curve).
+    counting : {"friedel", "relion"}
+        ``"friedel"`` counts every Fourier voxel of the full spectrum once. ``"relion"`` sums over the stored
+        half of the spectrum as it is, as RELION does: the plane ``kx = 0``, which holds both Friedel mates,
+        weighs twice there. Use it to reproduce RELION's columns; the curves differ where they are noisy (by
+        up to 0.01 in a box of 64, within the noise of the curve).
     """
+    _check_counting(counting)
     pixel_size = _single_pixel_size(pixel_size)
     a, b, weight = _checked(a, b, mask)
-    return _curve(_transform(a, weight), _transform(b, weight), a.shape, pixel_size, weight)
+    return _curve(_transform(a, weight), _transform(b, weight), a.shape, pixel_size, weight, counting)
 
 
 def phase_randomised_fsc(
@@ -183,6 +187,7 @@ def phase_randomised_fsc(
     *,
     pixel_size: float | Sequence[float],
     randomise_below: float = 0.8,
+    counting: Counting = "friedel",
     rng: np.random.Generator | int | None = None,
 ) -> MaskedFSC:
     """FSC of two masked half maps, corrected for the correlation that the mask itself makes.
@@ -190,7 +195,8 @@ def phase_randomised_fsc(
     The phases of both maps are randomised from the first shell where the *unmasked* curve is below
     ``randomise_below``; the masked curve ``n`` of these maps is what the mask makes. The corrected curve is
     the masked curve ``t`` up to one shell past the first random one, and ``(t - n) / (1 - n)`` (or 0,
-    where ``n > t``) from two shells past it on (Chen et al., 2013; as RELION does).
+    where ``n > t``) from two shells past it on (Chen et al., 2013; as RELION does, which keeps negative
+    values, though).
 
     Where the unmasked curve never falls below ``randomise_below``, no shell is random, the corrected curve is
     the masked one, and a warning is logged.
@@ -202,13 +208,17 @@ def phase_randomised_fsc(
     mask : array_like
         In [0, 1].
     randomise_below : float
+    counting : {"friedel", "relion"}
+        As for `fsc`. With ``"relion"``, moreover, samples become random from the radius of that shell on (not
+        from half a voxel before it), each with a phase of its own, and negative corrected values stay.
     rng : Generator or int, optional
     """
+    _check_counting(counting)
     pixel_size = _single_pixel_size(pixel_size)
     a, b, weight = _checked(a, b, mask)
     transforms = [_transform(a, None), _transform(b, None)]
-    unmasked = _curve(transforms[0], transforms[1], a.shape, pixel_size, None)
-    masked = _curve(_transform(a, weight), _transform(b, weight), a.shape, pixel_size, weight)
+    unmasked = _curve(transforms[0], transforms[1], a.shape, pixel_size, None, counting)
+    masked = _curve(_transform(a, weight), _transform(b, weight), a.shape, pixel_size, weight, counting)
     below = unmasked.correlation < randomise_below
     below[0] = False
     if not below.any():
@@ -221,12 +231,12 @@ def phase_randomised_fsc(
     start = int(np.argmax(below))
     generator = np.random.default_rng(rng)
     for transform in transforms:
-        _randomise_phases(transform, a.shape, start, generator)
+        _randomise_phases(transform, a.shape, start, generator, counting)
     noise = [_transform(fft.irfftn(t, s=a.shape, overwrite_x=True), weight) for t in transforms]
-    randomised = _curve(noise[0], noise[1], a.shape, pixel_size, weight)
+    randomised = _curve(noise[0], noise[1], a.shape, pixel_size, weight, counting)
     corrected = FSC(
         masked.frequency,
-        _corrected(masked.correlation, randomised.correlation, start),
+        _corrected(masked.correlation, randomised.correlation, start, clip=counting == "friedel"),
         masked.voxels,
         pixel_size,
         masked.box,
@@ -381,10 +391,15 @@ def _as_float(values: ArrayLike) -> NDArray:
     return values if values.dtype in (np.float32, np.float64) else values.astype(np.float64)
 
 
-def _parts(shape: Sequence[int]) -> Iterator[tuple[slice, NDArray, NDArray]]:
+def _check_counting(counting: str) -> None:
+    if counting not in ("friedel", "relion"):
+        raise ValueError(f"counting must be 'friedel' or 'relion', got {counting!r}")
+
+
+def _parts(shape: Sequence[int], counting: Counting = "friedel") -> Iterator[tuple[slice, NDArray, NDArray]]:
     """Walk through a half-spectrum: rows of the first axis, their shells, and the mates each stands for."""
     last = shape[-1] // 2 + 1
-    weight = np.full(last, 2.0)
+    weight = np.full(last, 2.0 if counting == "friedel" else 1.0)
     weight[0] = 1.0
     if shape[-1] % 2 == 0:
         weight[-1] = 1.0
@@ -398,11 +413,18 @@ def _parts(shape: Sequence[int]) -> Iterator[tuple[slice, NDArray, NDArray]]:
         yield rows, shells, np.broadcast_to(weight, shells.shape)
 
 
-def _curve(fa: NDArray, fb: NDArray, shape: Sequence[int], pixel_size: float, mask: NDArray | None) -> FSC:
+def _curve(
+    fa: NDArray,
+    fb: NDArray,
+    shape: Sequence[int],
+    pixel_size: float,
+    mask: NDArray | None,
+    counting: Counting = "friedel",
+) -> FSC:
     box = max(shape)
     count = box // 2 + 1
     sums = np.zeros((4, count))  # cross, power of a, power of b, voxels
-    for rows, shells, weight in _parts(shape):
+    for rows, shells, weight in _parts(shape, counting):
         inside = shells < count
         index, w = shells[inside], weight[inside]
         x, y = fa[rows][inside].astype(np.complex128), fb[rows][inside].astype(np.complex128)
@@ -412,13 +434,29 @@ def _curve(fa: NDArray, fb: NDArray, shape: Sequence[int], pixel_size: float, ma
     cross, power_a, power_b, voxels = sums
     norm = np.sqrt(power_a) * np.sqrt(power_b)
     correlation = np.divide(cross, norm, out=np.zeros(count), where=norm > 0)
+    if counting == "relion":  # the noise of a shell goes by its true number of voxels
+        voxels = _full_count(shape)
     fraction = 1.0 if mask is None else float(mask.mean(dtype=np.float64))
     frequency = np.arange(count) / (box * pixel_size)
     return FSC(frequency, correlation, np.rint(voxels).astype(np.int64), pixel_size, box, fraction)
 
 
-def _randomise_phases(transform: NDArray, shape: Sequence[int], start: int, rng: np.random.Generator) -> None:
+def _randomise_phases(
+    transform: NDArray,
+    shape: Sequence[int],
+    start: int,
+    rng: np.random.Generator,
+    counting: Counting = "friedel",
+) -> None:
     """Give the samples from shell ``start`` on the phases of white noise, in place; amplitudes stay."""
+    if counting == "relion":
+        axes = frequencies(shape, half=True)
+        squared = sum((f * max(shape)) ** 2 for f in axes)
+        # k * k is whole in a cubic box, up to rounding
+        beyond = squared > start**2 - 1e-6
+        phases = _uniform_phases(int(np.count_nonzero(beyond)), rng)
+        transform[beyond] = np.abs(transform[beyond]) * np.exp(1j * phases)
+        return
     # the transform of real noise has uniform phases and the Hermitian symmetry of a real map
     noise = fft.rfftn(rng.standard_normal(shape, dtype=np.float32))
     for rows, shells, _ in _parts(shape):
@@ -427,11 +465,14 @@ def _randomise_phases(transform: NDArray, shape: Sequence[int], start: int, rng:
         part[beyond] = np.abs(part[beyond]) * np.exp(1j * np.angle(noise[rows][beyond]))
 
 
-def _corrected(masked: NDArray, randomised: NDArray, start: int) -> NDArray:
+def _uniform_phases(count: int, rng: np.random.Generator) -> NDArray:
+    return rng.uniform(0, 2 * np.pi, count)
+
+
+def _corrected(masked: NDArray, randomised: NDArray, start: int, clip: bool = True) -> NDArray:
     """RELION's correction: from two shells past the first random one, for artefacts at the edge itself."""
-    gain = np.divide(
-        masked - randomised, 1 - randomised, out=np.zeros_like(masked), where=masked > randomised
-    )
+    where = masked > randomised if clip else randomised < 1
+    gain = np.divide(masked - randomised, 1 - randomised, out=np.zeros_like(masked), where=where)
     gain[: start + 2] = masked[: start + 2]
     return gain
 
@@ -457,12 +498,17 @@ def _warn_of_mask(result: MaskedFSC) -> None:
 
 def _voxels_of_cube(box: int) -> NDArray:
     """Fourier voxels per shell 0 to ``box // 2`` of a cubic box."""
-    count = box // 2 + 1
+    return np.rint(_full_count((box,) * 3)).astype(np.int64)
+
+
+def _full_count(shape: Sequence[int]) -> NDArray:
+    """Fourier voxels per shell 0 to ``max(shape) // 2`` of the full spectrum, float64."""
+    count = max(shape) // 2 + 1
     total = np.zeros(count)
-    for _, shells, weight in _parts((box,) * 3):
+    for _, shells, weight in _parts(shape):
         inside = shells < count
         total += np.bincount(shells[inside], weights=weight[inside], minlength=count)
-    return np.rint(total).astype(np.int64)
+    return total
 
 
 def _write_text(path: str | os.PathLike[str], text: str) -> None:

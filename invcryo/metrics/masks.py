@@ -91,15 +91,24 @@ def _raised_cosine(distance: NDArray, edge: float) -> NDArray:
     return (0.5 + 0.5 * np.cos(np.pi * np.clip(distance / edge, 0.0, 1.0))).astype(np.float32)
 
 
-def _lowpassed(volume: NDArray, resolution: float, pixel_size: float) -> NDArray:
-    """Low-pass with a cosine edge of 2 shells about the shell of ``resolution`` (angstrom), as RELION."""
+def lowpass_weight(radius: NDArray, resolution: float, *, box: int, pixel_size: float) -> NDArray:
+    """Low-pass with a cosine edge of 2 shells about the shell of ``resolution`` (angstrom), as RELION.
+
+    Parameters
+    ----------
+    radius : ndarray
+        Frequencies, cycles/pixel.
+    """
     if resolution < 2 * pixel_size:
         raise ValueError(
             f"low-pass at {resolution:g} angstrom lies beyond Nyquist, {2 * pixel_size:g} angstrom at a pixel"
             f" size of {pixel_size:g}; check pixel_size, or pass lowpass=None"
         )
-    box = max(volume.shape)
     cutoff = np.rint(box * pixel_size / resolution) / box  # cycles/pixel
+    return _raised_cosine(radius - (cutoff - 1 / box), 2 / box)
+
+
+def _lowpassed(volume: NDArray, resolution: float, pixel_size: float) -> NDArray:
     radius = np.sqrt(sum(f**2 for f in frequencies(volume.shape, half=True)))
-    weight = _raised_cosine(radius - (cutoff - 1 / box), 2 / box)
+    weight = lowpass_weight(radius, resolution, box=max(volume.shape), pixel_size=pixel_size)
     return fft.irfftn(fft.rfftn(volume) * weight, s=volume.shape)
