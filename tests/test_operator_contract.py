@@ -84,6 +84,9 @@ TABLE = {
     "wavelet-odd": (ops.Wavelet, lambda d: ops.Wavelet((5, 12, 7), "sym4", 2, d)),
     "wavelet-2d": (ops.Wavelet, lambda d: ops.Wavelet((8, 12), "haar", 2, d)),
     "wavelet-4d": (ops.Wavelet, lambda d: ops.Wavelet((2, 3, 4, 6), "db3", 1, d)),
+    "refinement": (ops.Refinement, lambda d: ops.Refinement((7, 4, 10), d)),
+    "refinement-odd": (ops.Refinement, lambda d: ops.Refinement((5, 9), d)),
+    "refinement-one": (ops.Refinement, lambda d: ops.Refinement((1, 2, 3), d)),
     "synthesis": (ops.Synthesis, lambda d: ops.Synthesis(KaiserBessel(), (5, 6, 7), dtype=d)),
     "synthesis-scaled": (
         ops.Synthesis,

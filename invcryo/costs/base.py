@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..backend import array_module, inner, norm
-from ..operators import Circulant, Compose, LinOp
+from ..operators import Circulant, Compose, LinOp, Refinement
 
 __all__ = ["Composed", "Cost", "Quadratic", "ScaledCost", "SumOfCosts", "Term"]
 
@@ -39,6 +39,10 @@ class Cost:
     def has_value(self) -> bool:
         """Whether the cost can be called for its value; a solver leaves out of its objective what has none."""
         return True
+
+    def thinned(self, fine: Refinement) -> Cost | None:
+        """The constraint that coarse ``c`` meet where, about, ``fine(c)`` meets this one; None if unknown."""
+        return None
 
     #: Whether the cost is a constraint: zero where it is met, else infinite.
     is_indicator = False

@@ -9,6 +9,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from .. import kernels
 from ..backend import array_module
+from ..operators import Refinement
 from .base import Cost
 
 __all__ = ["Box", "NonNegative", "Support"]
@@ -23,6 +24,9 @@ class Box(Cost):
         if not low <= high or low == np.inf or high == -np.inf:
             raise ValueError(f"an empty box: low {low}, high {high}")
         self.low, self.high = float(low), float(high)
+
+    def thinned(self, fine: Refinement) -> Box:
+        return self
 
     def __call__(self, x: NDArray) -> float:
         low, high = x.dtype.type(self.low), x.dtype.type(self.high)  # as the prox rounds them
@@ -71,6 +75,9 @@ class Support(Cost):
             raise TypeError(f"a support is a boolean mask, got {self.mask.dtype}; write mask > 0.5")
         self._outside = ~self.mask
         self.nonnegative = nonnegative
+
+    def thinned(self, fine: Refinement) -> Support:
+        return Support(fine.thinned(self.mask), nonnegative=self.nonnegative)
 
     def _check(self, x: NDArray) -> None:
         if tuple(x.shape) != tuple(self.mask.shape):

@@ -6,6 +6,7 @@ from .fourier import Circulant, ImageFilter, Toeplitz
 from .gradient import Gradient, Laplacian
 from .hessian import Bilaplacian, Hessian
 from .projector import Projector, RealSpaceProjector
+from .refinement import Refinement
 from .synthesis import Synthesis
 from .wavelet import Wavelet
 
@@ -25,6 +26,7 @@ __all__ = [
     "Mask",
     "Projector",
     "RealSpaceProjector",
+    "Refinement",
     "Scaled",
     "Stack",
     "Sum",

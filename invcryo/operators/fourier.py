@@ -286,6 +286,14 @@ class Circulant(LinOp):
         return super()._gram(W)
 
 
+def _padded_length(n: int, lib: Any) -> int:
+    """A good length for a transform, at least ``n``, that can be halved for a coarser problem."""
+    length = lib.next_fast_len(n, True)
+    while length % 4 and n > 8:
+        length = lib.next_fast_len(length + 1, True)
+    return int(length)
+
+
 class Toeplitz(LinOp):
     """Convolution of a volume with a kernel on all its lags: ``(T x)[k] = sum_l r[k - l] x[l]``.
 
@@ -315,7 +323,7 @@ class Toeplitz(LinOp):
         if worst > 1e-3 * max(float(half.max()), -float(half.min())):
             raise ValueError(f"the kernel is not even: r[k] and r[-k] differ by up to {worst:.3g}")
         lib = fft(kernel)
-        self._padded = tuple(lib.next_fast_len(n, True) for n in kernel.shape)
+        self._padded = tuple(_padded_length(n, lib) for n in kernel.shape)
         embedded = np.zeros((shape[0], *self._padded[1:]), np.result_type(kernel.dtype, self.dtype))
         # lag 0 goes to index 0, and the lags before it to the end
         rows, columns = (
@@ -345,6 +353,40 @@ class Toeplitz(LinOp):
         )
         r = np.roll(r, [n - 1 for n in self.ishape], axis=(0, 1, 2))
         return r[tuple(slice(0, 2 * n - 1) for n in self.ishape)]
+
+    def coarsened(self) -> Toeplitz | None:
+        """``E^H T E`` for the interpolation E of `Refinement`, but for its ends; None where the sides do not halve.
+
+        A kernel filtered by the autocorrelation of a tent and thinned out: in Fourier space, the spectrum times
+        ``prod (1 + cos w)^2`` with the frequencies that become equal added up.
+        """
+        coarse = tuple((n + 1) // 2 for n in self.ishape)
+        halves = tuple(n // 2 for n in self._padded)
+        if any(n % 4 for n in self._padded) or any(
+            h < 2 * n - 1 for h, n in zip(halves, coarse, strict=True)
+        ):
+            return None
+        xp = array_module(self._spectrum)
+        s = self._spectrum
+        for axis in (0, 1):
+            tent = self._tent(self._padded[axis]).reshape((-1,) + (1,) * (2 - axis))
+            first, second = (slice(0, halves[axis]), slice(halves[axis], None))
+            before = (slice(None),) * axis
+            s = s[(*before, first)] * tent[first] + s[(*before, second)] * tent[second]
+        tent = self._tent(self._padded[2])[: s.shape[2]]
+        columns = halves[2] // 2 + 1
+        # along x, where half of the spectrum is stored, frequency w + pi is the mirror image of pi - w
+        mirror = s[:, :, : halves[2] // 2 - 1 : -1] * tent[: halves[2] // 2 - 1 : -1]
+        mirror = xp.roll(mirror[::-1, ::-1], 1, axis=(0, 1))
+        out = copy.copy(self)
+        out.__dict__.pop("_nearest", None)
+        out.ishape = out.oshape = coarse
+        out._padded = halves
+        out._spectrum = xp.ascontiguousarray((s[:, :, :columns] * tent[:columns] + mirror) / 8)
+        return out
+
+    def _tent(self, n: int) -> NDArray:
+        return ((1 + np.cos(2 * np.pi * np.arange(n) / n)) ** 2).astype(self.dtype)
 
     def _apply(self, x: NDArray) -> NDArray:
         lib, xp = fft(self._spectrum), array_module(x)  # threads for the padded size

@@ -12,7 +12,7 @@ from .. import kernels
 from ..backend import array_module, norm
 from ..costs import L21
 from ..costs.base import Term
-from ..operators import Gradient, Identity, LinOp
+from ..operators import Gradient, Identity, LinOp, Refinement
 from .vectors import compiled, inner
 
 __all__ = ["Moved", "Split", "split"]
@@ -121,6 +121,23 @@ class Split:
         step -= image
         return norm(step) / (tau * size)
 
+    def coarsened(self, fine: Refinement) -> Term | None:
+        """The same penalty of ``fine(c)`` as one of the coarse ``c``, or None where that is not known."""
+        cost = self.cost.thinned(fine) if isinstance(self.operator, Identity) else None
+        return None if cost is None else Term(self.scale, cost, None)
+
+    def refine(self, coarse: Split, x: NDArray, fine: Refinement) -> None:
+        """Begin from the end of the coarse problem, ``x`` its solution on the fine grid."""
+        self._take_over(coarse, x, fine, 0.5 ** len(fine.oshape), 0.5 ** len(fine.oshape))
+
+    def _take_over(self, coarse: Split, x: NDArray, fine: Refinement, dual: float, penalty: float) -> None:
+        """``dual`` and ``penalty`` are the sizes of the fine multiplier and penalty, the coarse ones being 1."""
+        self.rho = penalty * coarse.rho
+        self.a = fine.nearest(coarse.a)
+        self.a *= self.a.dtype.type(dual / penalty)
+        # the split that belongs to this multiplier, were it not for what the coarse grid cannot show
+        self.u = self.cost.prox(self._image(x) - self.a, self.scale / self.rho)
+
     def _image(self, x: NDArray) -> NDArray:
         return x if isinstance(self.operator, Identity) else self.operator.apply(x)
 
@@ -136,6 +153,15 @@ class TotalVariation(Split):
         super().__init__(term, shape, dtype)
         assert isinstance(self.operator, Gradient)
         self._periodic = self.operator.boundary == "periodic"
+
+    def coarsened(self, fine: Refinement) -> Term:
+        # an interpolated volume has half the slope at eight times the voxels
+        assert isinstance(self.operator, Gradient)
+        gradient = Gradient(fine.ishape, self.operator.boundary, self.operator.dtype)
+        return Term(4.0 * self.scale, self.cost, gradient)
+
+    def refine(self, coarse: Split, x: NDArray, fine: Refinement) -> None:
+        self._take_over(coarse, x, fine, 1 / 4, 1 / 2)
 
     def pull(self, x: NDArray, out: NDArray) -> None:
         if compiled(x, self.u, self.a, out):
