@@ -19,13 +19,18 @@ if TYPE_CHECKING:
     from .ctf import CTF
     from .data import Poses
     from .metrics.fsc import FSC
+    from .metrics.postprocess import Guinier
 
 __all__ = [
     "convergence",
     "ctf_curve",
     "fsc_curves",
+    "guinier",
+    "local_resolution",
+    "masked_slices",
     "orientations",
     "projections",
+    "resolution_histogram",
     "save",
     "slices",
 ]
@@ -145,6 +150,135 @@ def slices(
     if title is not None:
         panels[0].figure.suptitle(title)
     return panels
+
+
+def masked_slices(
+    volume: ArrayLike, mask: ArrayLike, *, pixel_size: float, title: str | None = None
+) -> NDArray:
+    """The central slices of a map with the outline of a soft mask: where it is 0.5, and where it ends.
+
+    Parameters
+    ----------
+    volume, mask : array_like, (nz, ny, nx)
+    pixel_size : float
+        Angstrom per voxel.
+
+    Returns
+    -------
+    ndarray of Axes, (3,)
+    """
+    from matplotlib.lines import Line2D
+
+    mask = np.asarray(mask, dtype=float)
+    panels = slices(volume, pixel_size=pixel_size, title=title)
+    nz, ny, nx = mask.shape
+    for ax, cut in zip(panels, (mask[nz // 2], mask[:, ny // 2], mask[:, :, nx // 2]), strict=True):
+        for level, colour, dash in ((0.5, _COLOURS[4], "-"), (0.01, _COLOURS[5], ":")):
+            if cut.min() < level < cut.max():
+                ax.contour(cut, levels=[level], colors=[colour], linewidths=1.2, linestyles=[dash])
+    handles = [
+        Line2D([], [], color=_COLOURS[4], ls="-", label="mask 0.5"),
+        Line2D([], [], color=_COLOURS[5], ls=":", label="mask ends (0.01)"),
+    ]
+    panels[0].figure.legend(handles=handles, loc="outside lower center", ncols=2, frameon=False, fontsize=9)
+    return panels
+
+
+def guinier(data: Guinier, ax: Axes | None = None) -> Axes:
+    """Guinier plot: logarithm of the mean amplitude of each shell over squared frequency, step by step.
+
+    Empty shells are left out; the line is the fit of the B-factor over the whole range.
+    """
+    ax = ax if ax is not None else _axes((6.4, 4.6))
+    _open_frame(ax)
+    curves = {
+        "mean of the half maps": data.original,
+        "divided by the MTF": data.mtf_corrected,
+        "weighted by the FSC": data.weighted,
+        "sharpened": data.sharpened,
+    }
+    lowest = np.inf
+    for i, (label, values) in enumerate(curves.items()):
+        if values is None:
+            continue
+        shown = values > -99.0
+        shown[0] = False  # the mean of the map, far above all else
+        ax.plot(data.squared_frequency[shown], values[shown], label=label, **_style(i))
+        lowest = min(lowest, float(values[shown].min(initial=np.inf)))
+    if data.fit is not None:
+        x = data.squared_frequency[[0, -1]]
+        label = f"fit: B = {4 * data.fit.slope:.1f} Å², r² = {data.fit.correlation:.3f}"
+        ax.plot(x, data.fit.intercept + data.fit.slope * x, color=_GREY, lw=1, label=label, zorder=1)
+    if np.isfinite(lowest):
+        ax.set_ylim(bottom=lowest - 0.5)  # the line may go far below the curves
+    ax.set(xlim=(0, data.squared_frequency[-1]))
+    ax.set(xlabel="squared spatial frequency (1/Å²)", ylabel="ln of the mean amplitude")
+    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), frameon=False, fontsize=9, ncols=2)
+    return ax
+
+
+def local_resolution(
+    volume: ArrayLike,
+    resolution: ArrayLike,
+    *,
+    pixel_size: float,
+    limits: tuple[float, float] | None = None,
+    title: str | None = None,
+) -> NDArray:
+    """The central slices of a map in grey, coloured by local resolution where it is known (above 0).
+
+    Parameters
+    ----------
+    volume : array_like, (nz, ny, nx)
+    resolution : array_like, (nz, ny, nx)
+        Angstrom; 0 or NaN where it was not estimated.
+    pixel_size : float
+        Angstrom per voxel.
+    limits : pair of float, optional
+        Ends of the colour scale in angstrom; the 2 and 98 percentiles by default.
+
+    Returns
+    -------
+    ndarray of Axes, (3,)
+    """
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import Normalize
+
+    resolution = np.asarray(resolution, dtype=float)
+    known = np.isfinite(resolution) & (resolution > 0)
+    if not known.any():
+        raise ValueError("the resolution is known nowhere: no voxel is above 0")
+    low, high = np.percentile(resolution[known], (2, 98)) if limits is None else limits
+    scale = Normalize(low, high if high > low else low + 1e-3)
+    panels = slices(volume, pixel_size=pixel_size, title=title)
+    nz, ny, nx = resolution.shape
+    cuts = (np.s_[nz // 2], np.s_[:, ny // 2], np.s_[:, :, nx // 2])
+    for ax, cut in zip(panels, cuts, strict=True):
+        shown = np.where(known[cut], resolution[cut], np.nan)
+        ax.imshow(shown, cmap="viridis", norm=scale, alpha=0.6, origin="lower", interpolation="nearest")
+    bar = panels[0].figure.colorbar(
+        ScalarMappable(scale, "viridis"), ax=list(panels), location="bottom", aspect=40, shrink=0.6
+    )
+    bar.set_label("local resolution (Å)")
+    return panels
+
+
+def resolution_histogram(values: ArrayLike, *, whole: float | None = None, ax: Axes | None = None) -> Axes:
+    """Histogram of local resolutions in angstrom, with their median and the resolution of the whole map."""
+    values = np.asarray(values, dtype=float).ravel()
+    values = values[np.isfinite(values)]
+    if values.size == 0:
+        raise ValueError("no resolutions to draw")
+    ax = ax if ax is not None else _axes((6.4, 4.0))
+    _open_frame(ax)
+    ax.hist(values, bins=40, color=_COLOURS[5], edgecolor="white", linewidth=0.4)
+    median = float(np.median(values))
+    ax.axvline(median, color=_COLOURS[0], lw=1.6, label=f"median {median:.2f} Å")
+    if whole is not None and np.isfinite(whole):
+        ax.axvline(whole, color=_COLOURS[1], lw=1.6, ls=(0, (6, 2)), label=f"whole map {whole:.2f} Å")
+    ax.set(xlabel="local resolution (Å)", ylabel="voxels in the mask")
+    ax.legend(frameon=False, fontsize=9)
+    return ax
 
 
 def convergence(

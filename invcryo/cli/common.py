@@ -169,12 +169,14 @@ _OPTIONS = {
     "amplitude_contrast": "--amplitude-contrast",
     "mask": "--mask",
     "max_iter": "--max-iter",
+    "bfactor": "--bfactor",
 }
 _PHRASES: tuple[tuple[str, Any], ...] = (
     (r"ignore=\(([^)]*)\)", lambda m: "--ignore " + " ".join(re.findall(r"'([^']*)'", m[1]))),
     (r"degrees=False", "--angles radians"),
     (r"fresh=True", "--fresh"),
     (r"use scale (\d)", r"use --scale \1"),
+    (r"force_mask=True", "--force-mask"),
     (r"degrees=True", "--angles degrees"),
     (r"contrast='(\w+)'", r"--contrast \1"),
     (r", or resume with state=result\.state", ""),
@@ -261,6 +263,11 @@ def add_talking(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--json", action="store_true", help="print the result as one JSON object, not as text")
     group.add_argument("--quiet", action="store_true", help="print nothing but warnings and errors")
     group.add_argument("--debug", action="store_true", help="print details, and the traceback of an error")
+
+
+def finite(text: str) -> float:
+    """Option type: a finite number."""
+    return _number(text, float, lambda v: True, "a number")
 
 
 def positive(text: str) -> float:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .common import EXIT_DONE, Console, UsageError, facts, new_parser, positive
+from .output import check_new_files
 
 if TYPE_CHECKING:
     from ..metrics import FSC, MaskedFSC
@@ -165,17 +166,5 @@ def _outputs(args: argparse.Namespace) -> dict[str, Path]:
         outputs["plot"] = Path(args.plot)
         if outputs["plot"].suffix.lower() not in (".png", ".pdf", ".svg"):
             raise UsageError(f"--plot {args.plot}: the name must end in .png, .pdf or .svg")
-    for path in outputs.values():
-        if path.exists() and not args.overwrite:
-            raise FileExistsError(
-                f"{path} exists and was left alone; choose another name or pass --overwrite"
-            )
-        if not path.parent.is_dir():
-            raise FileNotFoundError(
-                f"cannot write {path}: folder {path.parent} does not exist; create it first"
-            )
-        if not os.access(path.parent, os.W_OK):
-            raise PermissionError(
-                f"cannot write {path}: folder {path.parent} is read-only; choose another one"
-            )
+    check_new_files(outputs.values(), overwrite=args.overwrite)
     return outputs

@@ -9,7 +9,7 @@ import platform
 import shutil
 import tempfile
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
@@ -96,6 +96,23 @@ class OutputFolder:
                 (self.path / name).unlink()
         if "run.json" in new:
             os.replace(staging / "run.json", self.path / "run.json")
+
+
+def check_new_files(paths: Iterable[Path], *, overwrite: bool) -> None:
+    """Refuse, before anything is computed, what could not be written or must not be replaced."""
+    for path in paths:
+        if os.path.lexists(path) and not overwrite:
+            raise FileExistsError(
+                f"{path} exists and was left alone; choose another name or pass --overwrite"
+            )
+        if not path.parent.is_dir():
+            raise FileNotFoundError(
+                f"cannot write {path}: folder {path.parent} does not exist; create it first"
+            )
+        if not os.access(path.parent, os.W_OK):
+            raise PermissionError(
+                f"cannot write {path}: folder {path.parent} is read-only; choose another one"
+            )
 
 
 def versions() -> dict[str, str | None]:

@@ -13,12 +13,19 @@ if TYPE_CHECKING:
     from ..reconstruction import Reconstruction
 
 
-def draw(folder: Path, result: Reconstruction, console: Console) -> bool:
-    """Draw the pictures; False, with a warning, where Matplotlib is not installed."""
+def matplotlib_is_there(console: Console) -> bool:
+    """Whether pictures can be drawn; a warning where not."""
     try:
         import matplotlib  # noqa: F401
     except ImportError:
         console.warn("no pictures were drawn: matplotlib is not installed; run: pip install 'invcryo[plot]'")
+        return False
+    return True
+
+
+def draw(folder: Path, result: Reconstruction, console: Console) -> bool:
+    """Draw the pictures; False, with a warning, where Matplotlib is not installed."""
+    if not matplotlib_is_there(console):
         return False
     from .. import plot
 

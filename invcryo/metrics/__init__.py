@@ -12,7 +12,7 @@ from .fsc import (
     write_fsc_xml,
 )
 from .maps import correlation, nrmse, psnr, radial_average
-from .masks import soft_mask, soft_sphere
+from .masks import automatic_threshold, soft_mask, soft_sphere
 from .postprocess import (
     Guinier,
     GuinierFit,
@@ -29,6 +29,7 @@ __all__ = [
     "GuinierFit",
     "MaskedFSC",
     "PostProcess",
+    "automatic_threshold",
     "correlation",
     "fsc",
     "half_bit",

@@ -10,7 +10,7 @@ from scipy import fft, ndimage
 
 from ..grid import centred_coordinates, frequencies
 
-__all__ = ["soft_mask", "soft_sphere"]
+__all__ = ["automatic_threshold", "soft_mask", "soft_sphere"]
 
 
 def soft_sphere(shape: Sequence[int], radius: float, edge: float = 6.0) -> NDArray:
@@ -82,6 +82,35 @@ def soft_mask(
     if extend > 0:
         inside = ndimage.distance_transform_edt(~inside) < extend
     return _raised_cosine(ndimage.distance_transform_edt(~inside), edge)
+
+
+def automatic_threshold(volume: ArrayLike, *, pixel_size: float, lowpass: float | None = 15.0) -> float:
+    """Density that parts particle from solvent, for `soft_mask`, by Otsu's rule on the low-passed map.
+
+    The rule takes the threshold that leaves the least variance within the two classes. It needs a particle
+    that stands out from the noise after the low-pass and fills some percent of the box; look at the mask.
+
+    Parameters
+    ----------
+    volume, pixel_size, lowpass
+        As for `soft_mask`.
+    """
+    volume = np.asarray(volume)
+    if not np.isfinite(volume).all():
+        raise ValueError("the volume holds NaN or infinite values")
+    if volume.size == 0 or volume.min() == volume.max():
+        raise ValueError("the volume is constant: no threshold parts it")
+    if not pixel_size > 0:
+        raise ValueError(f"pixel size must be positive angstrom, got {pixel_size}")
+    if lowpass is not None:
+        volume = _lowpassed(volume, lowpass, pixel_size)
+    counts, edges = np.histogram(volume, bins=512)
+    below = np.cumsum(counts)[:-1].astype(float)
+    moment = np.cumsum(counts * 0.5 * (edges[1:] + edges[:-1]))
+    total = float(counts.sum())
+    # between-class variance of a split at each inner edge; no class is empty, the ends of the range are taken
+    between = (moment[-1] * below / total - moment[:-1]) ** 2 / (below * (total - below))
+    return float(edges[1 + int(np.argmax(between))])
 
 
 def _raised_cosine(distance: NDArray, edge: float) -> NDArray:

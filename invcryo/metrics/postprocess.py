@@ -189,6 +189,8 @@ def postprocess(
     first, second, weight = _checked(half1, half2, mask)
     if first.ndim != 3 or len(set(first.shape)) > 1:
         raise ValueError(f"post-processing takes cubic maps, got shape {first.shape}; pad or crop them")
+    if np.array_equal(first, second):
+        raise ValueError("the two half maps are the same map: their FSC is 1 everywhere and tells nothing")
     table = None if mtf is None else _checked_mtf(mtf, size if mtf_pixel_size is None else mtf_pixel_size)
     curves, particle, fraction = None, None, None
     if weight is None:
