@@ -20,6 +20,7 @@ LAYERS = [
     [
         "metrics",
         "io",
+        "conventions",
         "simulate",
         "plot",
         "inversion",

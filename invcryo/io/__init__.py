@@ -1,6 +1,7 @@
-"""Files: maps and stacks (MRC), tables (STAR), particle sets (RELION)."""
+"""Files: maps and stacks (MRC), tables (STAR), particle sets (RELION, cryoSPARC)."""
 
 from .atomic import atomic_open, atomic_path
+from .cryosparc import read_cs, write_cs
 from .mrc import Map, Stack, StackWriter, header_info, open_stack, read_map, write_map, write_stack
 from .particles import StackImages, describe, read_particles, write_particles
 from .star import StarBlock, read_star, write_star
@@ -16,9 +17,11 @@ __all__ = [
     "describe",
     "header_info",
     "open_stack",
+    "read_cs",
     "read_map",
     "read_particles",
     "read_star",
+    "write_cs",
     "write_map",
     "write_particles",
     "write_stack",

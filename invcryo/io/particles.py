@@ -1,4 +1,4 @@
-"""Particle sets of RELION (STAR tables of 3.0, 3.1, 4 and 5 with their .mrcs stacks).
+"""Particle sets of RELION (STAR tables of 3.0, 3.1, 4 and 5) and cryoSPARC (.cs) with their stacks.
 
 Angles are turned into matrices and offsets into pixels here and nowhere else. Images stay on disk:
 `StackImages` reads what is indexed.
@@ -20,6 +20,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from ..ctf import CTF
 from ..data import ParticleStack, Poses
+from . import cryosparc
 from .mrc import MrcHeader, header_info, read_header, write_stack
 from .star import StarBlock, read_star, text_to_numbers, write_star
 
@@ -91,12 +92,12 @@ class StackImages:
         Which of the files each image is in.
     index : array_like of int, (n,)
         Its place in the file, from 0.
-    sign : float
+    sign : float or array_like of float, (n,)
         Factor applied on reading: -1 for images with dark protein.
     """
 
     def __init__(
-        self, headers: Sequence[MrcHeader], file: NDArray, index: NDArray, *, sign: float = 1.0
+        self, headers: Sequence[MrcHeader], file: NDArray, index: NDArray, *, sign: float | NDArray = 1.0
     ) -> None:
         shapes = {header.shape[1:] for header in headers}
         if len(shapes) != 1:
@@ -105,7 +106,7 @@ class StackImages:
         self._headers = tuple(headers)
         self._file = np.asarray(file, dtype=np.intp)
         self._index = np.asarray(index, dtype=np.intp)
-        self._sign = np.float32(sign)
+        self.sign = np.broadcast_to(np.asarray(sign, dtype=np.float32), self._file.shape)
         self._open: OrderedDict[int, NDArray] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -130,7 +131,7 @@ class StackImages:
 
     def subset(self, index: Any) -> StackImages:
         """The images of ``index``, still unread."""
-        return StackImages(self._headers, self._file[index], self._index[index], sign=float(self._sign))
+        return StackImages(self._headers, self._file[index], self._index[index], sign=self.sign[index])
 
     def __len__(self) -> int:
         return len(self._file)
@@ -154,8 +155,9 @@ class StackImages:
                 f"{len(names)} images hold NaN or infinite pixels: {', '.join(names[:3])}; leave them out or"
                 " extract them again"
             )
-        if self._sign != 1:
-            images *= self._sign
+        sign = self.sign[positions]
+        if (sign != 1).any():
+            images *= sign[:, None, None]
         return images
 
     def _mapped(self, file: int) -> NDArray:
@@ -176,9 +178,41 @@ class StackImages:
         self.__dict__.update(state, _open=OrderedDict(), _lock=threading.Lock())
 
 
+class UnreadImages:
+    """Stands for images that are known by name alone; indexing them is an error.
+
+    Parameters
+    ----------
+    shape : tuple of int
+        (n, height, width); 0 x 0 where the box is unknown.
+    sign : array_like of float, (n,)
+        What they would be multiplied by on reading.
+    """
+
+    def __init__(self, shape: tuple[int, int, int], sign: NDArray) -> None:
+        self.shape, self.sign = shape, np.asarray(sign, dtype=np.float32)
+
+    @property
+    def dtype(self) -> np.dtype:
+        """float32."""
+        return np.dtype(np.float32)
+
+    def subset(self, index: Any) -> UnreadImages:
+        """The images of ``index``, unread as ever."""
+        sign = self.sign[index]
+        return UnreadImages((len(sign), *self.shape[1:]), sign)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, index: Any) -> NDArray:
+        raise ValueError("these particles were read without their images; read them with open_images=True")
+
+
 def read_particles(
     path: str | os.PathLike[str],
     *,
+    passthrough: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] = (),
     data_dir: str | os.PathLike[str] | None = None,
     pixel_size: float | None = None,
     degrees: bool | None = None,
@@ -188,50 +222,77 @@ def read_particles(
     amplitude_contrast: float | None = None,
     optics_group: int | Collection[int] | None = None,
     ignore: Collection[str] = (),
+    flip_y: bool = False,
+    open_images: bool = True,
 ) -> ParticleStack:
-    """Read a particle set of RELION 3.0, 3.1, 4 or 5; the images stay on disk.
+    """Read a particle set of RELION 3.0, 3.1, 4 or 5, or of cryoSPARC; the images stay on disk.
 
     Parameters
     ----------
     path : path-like
-        STAR file.
+        STAR file, or .cs file.
+    passthrough : path-like or several
+        Further .cs files of the same particles, for columns that the first one lacks; joined by uid.
     data_dir : path-like, optional
-        Folder that the image names are relative to (the RELION project), or that holds the stacks themselves.
-        The working folder, the folder of the STAR file and its parents are tried as well.
+        Folder that the image names are relative to (the project), or that holds the stacks themselves.
+        The working folder, the folder of the file and its parents are tried as well.
     pixel_size : float, optional
         Angstrom per pixel, in place of the file's. Offsets in angstrom are divided by it.
     degrees : bool, optional
-        Unit of the angles. Left out they are taken as degrees, and refused where they look like radians.
+        Unit of the angles of a STAR file. Left out they are taken as degrees, and refused where they look
+        like radians.
     contrast : "white" or "dark"
-        Of the protein in the images; dark images change sign when read.
+        Of the protein in the images; dark images change sign when read. In a .cs file, of the images times
+        ``blob/sign``: cryoSPARC writes there what dark protein needs, so "white" is right as a rule.
     voltage_kv, cs_mm, amplitude_contrast : float, optional
         In place of rlnVoltage, rlnSphericalAberration, rlnAmplitudeContrast.
     optics_group : int or several, optional
         Read the particles of these optics groups (rlnOpticsGroup) only.
     ignore : collection of str
-        Columns with effects that we do not model, to be passed over: rlnBeamTiltX, rlnMagMat00, ...
+        Columns with effects that we do not model, to be passed over: rlnBeamTiltX, ctf/tilt_A, ...
+    flip_y : bool
+        Of a .cs file: count rlnCoordinateY from the other end of the micrograph. No pose changes.
+    open_images : bool
+        False reads the table alone, wherever the images are; nothing can be reconstructed from it.
 
     Returns
     -------
     ParticleStack
-        ``table`` holds the columns of the file as text, those of the optics table spread over the particles.
-        ``poses`` is None where the file has no angles, ``ctf`` where it has no defocus, ``half`` where
-        rlnRandomSubset is not 1 or 2 throughout.
+        ``table`` holds the columns of the file, those of the optics table spread over the particles; of a .cs
+        file both in RELION's words and in cryoSPARC's own (whose names hold a slash). ``poses`` is None where
+        the file has no angles, ``ctf`` where it has no defocus, ``half`` where rlnRandomSubset is not 1 or 2
+        throughout.
     """
     if contrast not in _CONTRAST:
         raise ValueError(f"contrast must be 'white' or 'dark', got {contrast!r}")
-    table = _load(Path(path), optics_group)
-    _check_supported(table, ignore)
+    path = Path(path)
+    if is_cs(path):
+        if degrees is not None:
+            raise ValueError(f"{path}: the angles of a .cs file are radians always; leave degrees= out")
+        degrees = True  # as translated
+    table = _load(path, optics_group, passthrough=passthrough, flip_y=flip_y)
+    if open_images:
+        _check_supported(table, ignore)
     size = _pixel_size(table, pixel_size)
     poses = _poses(table, size, degrees)
     ctf = _ctf(table, voltage_kv, cs_mm, amplitude_contrast)
-    names, file, index = _image_names(table)
-    headers = _open_stacks(table, names, file, index, size, None if data_dir is None else Path(data_dir))
-    images = StackImages(headers, file, index, sign=_CONTRAST[contrast])
-    _check_box(table, images, poses)
+    sign = _CONTRAST[contrast] * cryosparc.image_signs(path, table.particles)
+    images: StackImages | UnreadImages
+    if open_images:
+        names, file, index = _image_names(table)
+        headers = _open_stacks(table, names, file, index, size, None if data_dir is None else Path(data_dir))
+        images = StackImages(headers, file, index, sign=sign)
+        _check_box(table, images, poses)
+    else:
+        images = UnreadImages((table.n, *_stated_shape(table)), sign)
     return ParticleStack(
         images=images, pixel_size=size, poses=poses, ctf=ctf, half=_half(table), table=table.columns()
     )
+
+
+def is_cs(path: str | os.PathLike[str]) -> bool:
+    """Whether a file is one of cryoSPARC's, by its name."""
+    return Path(path).suffix.lower() == ".cs"
 
 
 def write_particles(
@@ -258,11 +319,16 @@ def write_particles(
     dtype : float32 or float16
         Of the images in the file.
     """
-    n, table = len(stack), {k: np.asarray(v).astype(np.str_) for k, v in stack.table.items()}
-    if stack_path is None and not (isinstance(stack.images, StackImages) and "rlnImageName" in table):
+    n, table = len(stack), {k: np.asarray(v) for k, v in stack.table.items() if not cryosparc.native(k)}
+    table = {k: v.astype(np.str_) for k, v in table.items()}
+    readable = isinstance(stack.images, (StackImages, UnreadImages)) and "rlnImageName" in table
+    if stack_path is None and not readable:
         raise ValueError("the images are not those of a STAR file; pass stack_path= to write them to a stack")
     if stack.box % 2:
         logger.warning("box %d is odd: RELION reads even boxes only", stack.box)
+    lost = cryosparc.lost_in_star(stack.table)
+    if lost:
+        logger.warning("%s: a STAR file has no word for %s; left out", path, ", ".join(lost))
 
     if stack_path is not None:
         write_stack(stack_path, stack.images, stack.pixel_size, dtype=dtype)
@@ -274,7 +340,8 @@ def write_particles(
     if stack.half is not None:
         table["rlnRandomSubset"] = np.asarray(stack.half).astype(int).astype(np.str_)
     _put(table, "rlnImagePixelSize", np.full(n, stack.pixel_size))
-    _put(table, "rlnImageSize", np.full(n, stack.box), "%d")
+    if stack.box:
+        _put(table, "rlnImageSize", np.full(n, stack.box), "%d")
     _put(table, "rlnImageDimensionality", np.full(n, 2), "%d")
 
     optics = {name: table.pop(name) for name in _OPTICS if name in table}
@@ -294,23 +361,29 @@ def write_particles(
 
 
 def describe(
-    path: str | os.PathLike[str], *, data_dir: str | os.PathLike[str] | None = None
+    path: str | os.PathLike[str],
+    *,
+    data_dir: str | os.PathLike[str] | None = None,
+    passthrough: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] = (),
 ) -> dict[str, Any]:
     """The facts of a file as plain values: a particle set, another STAR file, or a map or stack.
 
     Images are not read; of each stack only the header is. Never fails on missing stacks: it lists them.
     """
     path = Path(path)
-    if path.suffix.lower() != ".star":
+    if is_cs(path):
+        table = _load(path, None, passthrough=passthrough)
+    elif path.suffix.lower() != ".star":
         return header_info(path)
-    blocks = read_star(path)
-    if _particle_block(blocks) is None:
-        return {
-            "path": str(path),
-            "kind": "star",
-            "blocks": {name: {"rows": b.rows, "columns": list(b)} for name, b in blocks.items()},
-        }
-    table = _load(path, None, blocks)
+    else:
+        blocks = read_star(path)
+        if _particle_block(blocks) is None:
+            return {
+                "path": str(path),
+                "kind": "star",
+                "blocks": {name: {"rows": b.rows, "columns": list(b)} for name, b in blocks.items()},
+            }
+        table = _load(path, None, blocks)
     names, file, index = _image_names(table)
     found, missing, _ = _find_stacks(table.path, names, None if data_dir is None else Path(data_dir))
     last = np.full(len(names), -1)
@@ -335,7 +408,7 @@ def describe(
         "path": str(path),
         "kind": "particles",
         "particles": table.n,
-        "optics_groups": 1 if table.optics is None else table.optics.rows,
+        "optics_groups": _optics_groups(table),
         "box": sorted(boxes) or [(int(n), int(n)) for n in _distinct(table, "rlnImageSize")],
         "pixel_size": np.unique(sizes).tolist() if (sizes := _pixel_sizes(table)) is not None else [],
         "voltage_kv": _distinct(table, "rlnVoltage"),
@@ -408,8 +481,19 @@ def _particle_block(blocks: dict[str, StarBlock]) -> StarBlock | None:
 
 
 def _load(
-    path: Path, optics_group: int | Collection[int] | None, blocks: dict[str, StarBlock] | None = None
+    path: Path,
+    optics_group: int | Collection[int] | None,
+    blocks: dict[str, StarBlock] | None = None,
+    *,
+    passthrough: Any = (),
+    flip_y: bool = False,
 ) -> _Table:
+    if is_cs(path):
+        cs = cryosparc.read_cs(path, passthrough)
+        particles = cs | cryosparc.relion_columns(path, cs, flip_y=flip_y)
+        return _Table(path, *_chosen(path, particles, None, optics_group))
+    if passthrough or flip_y:
+        raise ValueError(f"{path}: passthrough= and flip_y= are for .cs files of cryoSPARC")
     blocks = read_star(path) if blocks is None else blocks
     block = _particle_block(blocks)
     if block is None:
@@ -430,17 +514,7 @@ def _load(
                 f"{path}: particles and optics groups are joined by rlnOpticsGroup, which is missing in"
                 f" {'the particle' if 'rlnOpticsGroup' in optics else 'the optics'} table"
             )
-    if optics_group is not None:
-        if "rlnOpticsGroup" not in particles:
-            raise ValueError(f"{path} has no column rlnOpticsGroup to select optics_group={optics_group} by")
-        numbers = block.numbers("rlnOpticsGroup").astype(int)
-        keep = np.flatnonzero(np.isin(numbers, np.atleast_1d(np.asarray(optics_group))))
-        if not len(keep):
-            raise ValueError(
-                f"{path} has no particle of optics group {optics_group}, only {np.unique(numbers)}"
-            )
-        particles = {name: column[keep] for name, column in particles.items()}
-        row = None if row is None else row[keep]
+    particles, optics, row = _chosen(path, particles, optics, optics_group, row)
     table = _Table(path, particles, optics, row)
     if "rlnImageDimensionality" in table and (table.numbers("rlnImageDimensionality") == 3).any():
         raise ValueError(
@@ -451,6 +525,42 @@ def _load(
             f"{path} lists tilt-series particles (rlnTomoVisibleFrames); particles here are 2D images"
         )
     return table
+
+
+def _chosen(
+    path: Path,
+    particles: dict[str, NDArray],
+    optics: StarBlock | None,
+    optics_group: int | Collection[int] | None,
+    row: NDArray | None = None,
+) -> tuple[dict[str, NDArray], StarBlock | None, NDArray | None]:
+    """The particles of some optics groups: columns, optics table, and row of it for each."""
+    if optics_group is None:
+        return particles, optics, row
+    if "rlnOpticsGroup" not in particles:
+        raise ValueError(f"{path} has no column rlnOpticsGroup to select optics_group={optics_group} by")
+    numbers = text_to_numbers(particles["rlnOpticsGroup"], "rlnOpticsGroup").astype(int)
+    keep = np.flatnonzero(np.isin(numbers, np.atleast_1d(np.asarray(optics_group))))
+    if not len(keep):
+        raise ValueError(f"{path} has no particle of optics group {optics_group}, only {np.unique(numbers)}")
+    particles = {name: column[keep] for name, column in particles.items()}
+    return particles, optics, None if row is None else row[keep]
+
+
+def _optics_groups(table: _Table) -> int:
+    if table.optics is not None:
+        return table.optics.rows
+    return len(table.distinct("rlnOpticsGroup")) if is_cs(table.path) and "rlnOpticsGroup" in table else 1
+
+
+def _stated_shape(table: _Table) -> tuple[int, int]:
+    """(height, width) of the images as the table says; 0 x 0 where it does not."""
+    if "rlnImageSize" not in table:
+        return (0, 0)
+    sizes = np.unique(table.numbers("rlnImageSize"))
+    if len(sizes) > 1:
+        raise ValueError(f"{table.path} mixes boxes of {', '.join(f'{s:g}' for s in sizes)} pixels")
+    return (int(sizes[0]), int(sizes[0]))
 
 
 def _join(path: Path, particles: StarBlock, optics: StarBlock) -> NDArray:
@@ -476,7 +586,7 @@ def _join(path: Path, particles: StarBlock, optics: StarBlock) -> NDArray:
 
 def _unsupported(table: _Table) -> dict[str, str]:
     """Columns with an effect that we do not model: name to "value: what it is"."""
-    found = {}
+    found = cryosparc.unsupported(table.particles)
     for name, (neutral, meaning) in _UNSUPPORTED.items():
         if name in table:
             for value in table.distinct(name).tolist():
