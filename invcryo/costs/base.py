@@ -240,7 +240,9 @@ class ScaledCost(Cost):
 
     def quadratic(self, shape: tuple[int, ...] | None = None, dtype: Any = None) -> Quadratic | None:
         q = self.cost.quadratic(shape, dtype)
-        return None if q is None else Quadratic(self.factor * q.Q, self.factor * q.b, self.factor * q.c)
+        if q is None or self.factor == 1.0:  # no copy of the kernel
+            return q
+        return Quadratic(self.factor * q.Q, self.factor * q.b, self.factor * q.c)
 
     @property
     def domain(self) -> tuple[tuple[int, ...], np.dtype] | None:

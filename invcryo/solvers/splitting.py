@@ -52,7 +52,8 @@ class Split:
 
     def begin(self, x: NDArray) -> None:
         """``u = prox(L x)``, no multiplier."""
-        self.u = self.cost.prox(self.operator.apply(x), self.scale / self.rho)
+        self.u = self.operator.apply(x)
+        self.cost.prox(self.u, self.scale / self.rho, out=self.u)
         self.a = array_module(x).zeros_like(self.u)
 
     def resume(self, u: NDArray, a: NDArray) -> None:
