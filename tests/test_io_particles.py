@@ -749,3 +749,22 @@ def test_six_optics_groups_of_two_pixel_sizes(reference_data, tmp_path):
     assert set(ignore) >= {"rlnBeamTiltX", "rlnOddZernike", "rlnEvenZernike", "rlnMagMat00"}
     with pytest.raises(ValueError, match=r"mixes pixel sizes .*1\.24 angstrom: .* optics groups 2, 5"):
         read_particles(star, ignore=ignore)
+
+
+@pytest.mark.parametrize(
+    ("optics", "columns", "message"),
+    [
+        (dict.fromkeys(OPTICS, ()), {}, "the optics table has no row"),
+        ({"rlnOpticsGroup": ["1.5"]}, {}, "rlnOpticsGroup is 1.5, not a whole number"),
+        ({}, {"rlnOpticsGroup": ["nan"] * 4}, "rlnOpticsGroup is nan, not a whole number"),
+        ({}, {"rlnOpticsGroup": ["x"] * 4}, "rlnOpticsGroup of row 1 is 'x', not a number"),
+        ({"rlnMagMat00": ["nan"]}, {}, "rlnMagMat00 = nan: anisotropic magnification"),
+        ({"rlnEvenZernike": ["[0,a]"]}, {}, "rlnEvenZernike of row 2 is 'a', not a number"),
+        ({}, {"rlnRandomSubset": ["1", "2", "x", "1"]}, "rlnRandomSubset of row 3 is 'x'"),
+    ],
+)
+def test_spoilt_numbers_name_the_file(tmp_path, optics, columns, message):
+    path = make_set(tmp_path, optics=OPTICS | optics, **columns)
+    with pytest.raises(ValueError, match=message) as caught:
+        read_particles(path)
+    assert "particles.star" in str(caught.value)

@@ -208,3 +208,13 @@ def test_pairs_hold_one_value_each():
         StarBlock({"x": ["1", "2"]}, loop=False)
     assert StarBlock({"x": ["1"]}) != StarBlock({"x": ["1"]}, loop=False)
     assert StarBlock({"_x": ["1"]}) == StarBlock({"x": ["1"]})
+
+
+def test_one_endless_value_does_not_take_all_memory(tmp_path):
+    """A lost quote: rows times the longest text would be 80 GB."""
+    rows = [f"{i}@x.mrcs" for i in range(20000)]
+    rows[7000] = "'" + "x y " * 250000 + "'"
+    path = tmp_path / "p.star"
+    path.write_text("data_\n\nloop_\n_rlnImageName\n" + "\n".join(rows) + "\n")
+    with pytest.raises(ValueError, match="row 7001 is 1000000 characters long and begins 'x y x y"):
+        read_star(path)

@@ -459,8 +459,15 @@ class _Table:
             return np.unique(self.text(name))
         return np.unique(self.optics[name][np.unique(self.row)])  # type: ignore[arg-type]
 
+    def parsed(self, name: str, text: NDArray) -> NDArray:
+        """``text``, of column ``name``, as float64."""
+        try:
+            return text_to_numbers(text, name)
+        except ValueError as error:
+            raise ValueError(f"{self.path}: {error}") from None
+
     def numbers(self, name: str) -> NDArray:
-        values = text_to_numbers(self.text(name), name)
+        values = self.parsed(name, self.text(name))
         bad = np.flatnonzero(~np.isfinite(values))
         if len(bad):
             raise ValueError(
@@ -505,6 +512,8 @@ def _load(
         raise ValueError(f"{path} lists no particle")
     particles, optics, row = dict(block), blocks.get("optics"), None
     if optics is not None:
+        if not optics.rows:
+            raise ValueError(f"{path}: the optics table has no row; copy the file again")
         if "rlnOpticsGroup" not in particles and optics.rows == 1:
             row = np.zeros(block.rows, dtype=np.intp)
         elif "rlnOpticsGroup" in particles and "rlnOpticsGroup" in optics:
@@ -539,7 +548,7 @@ def _chosen(
         return particles, optics, row
     if "rlnOpticsGroup" not in particles:
         raise ValueError(f"{path} has no column rlnOpticsGroup to select optics_group={optics_group} by")
-    numbers = text_to_numbers(particles["rlnOpticsGroup"], "rlnOpticsGroup").astype(int)
+    numbers = _group_numbers(path, particles["rlnOpticsGroup"])
     keep = np.flatnonzero(np.isin(numbers, np.atleast_1d(np.asarray(optics_group))))
     if not len(keep):
         raise ValueError(f"{path} has no particle of optics group {optics_group}, only {np.unique(numbers)}")
@@ -563,10 +572,22 @@ def _stated_shape(table: _Table) -> tuple[int, int]:
     return (int(sizes[0]), int(sizes[0]))
 
 
+def _group_numbers(path: Path, text: NDArray) -> NDArray:
+    """rlnOpticsGroup as whole numbers."""
+    try:
+        numbers = text_to_numbers(text, "rlnOpticsGroup")
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    odd = ~(np.abs(numbers) < 2**31) | (numbers != np.floor(numbers))
+    if odd.any():
+        raise ValueError(f"{path}: rlnOpticsGroup is {text[odd][0]}, not a whole number")
+    return numbers.astype(int)
+
+
 def _join(path: Path, particles: StarBlock, optics: StarBlock) -> NDArray:
     """Row of the optics table for each particle, by group number."""
-    wanted = particles.numbers("rlnOpticsGroup").astype(int)
-    given = optics.numbers("rlnOpticsGroup").astype(int)
+    wanted = _group_numbers(path, particles["rlnOpticsGroup"])
+    given = _group_numbers(path, optics["rlnOpticsGroup"])
     if len(np.unique(given)) < len(given):
         raise ValueError(f"{path}: optics group numbers occur twice in the optics table: {given.tolist()}")
     if wanted.min() == 0 and given.min() == 1 and wanted.max() < given.max():
@@ -590,8 +611,8 @@ def _unsupported(table: _Table) -> dict[str, str]:
     for name, (neutral, meaning) in _UNSUPPORTED.items():
         if name in table:
             for value in table.distinct(name).tolist():
-                parts = [float(v) for v in value.strip("[]").split(",") if v]
-                if any(abs(p - neutral) > 1e-6 for p in parts):
+                parts = table.parsed(name, np.array([v for v in value.strip("[]").split(",") if v]))
+                if not (np.abs(parts - neutral) <= 1e-6).all():  # NaN is no neutral value
                     found[name] = f"{value if len(value) < 40 else value[:36] + '...'}: {meaning}"
                     break
     return found
@@ -895,7 +916,7 @@ def _beyond(number: int, header: MrcHeader) -> str:
 def _check_box(table: _Table, images: StackImages, poses: Poses | None) -> None:
     _, height, width = images.shape
     if "rlnImageSize" in table:
-        stated = text_to_numbers(table.distinct("rlnImageSize"), "rlnImageSize")
+        stated = table.parsed("rlnImageSize", table.distinct("rlnImageSize"))
         if (stated != width).any():
             logger.warning(
                 "%s: rlnImageSize is %g but the images are %d x %d pixels: rescaled images need their own"
@@ -915,13 +936,13 @@ def _check_box(table: _Table, images: StackImages, poses: Poses | None) -> None:
 
 
 def _distinct(table: _Table, name: str) -> list[float]:
-    return np.unique(text_to_numbers(table.distinct(name), name)).tolist() if name in table else []
+    return np.unique(table.parsed(name, table.distinct(name))).tolist() if name in table else []
 
 
 def _span(table: _Table, name: str) -> tuple[float, float] | None:
     if name not in table:
         return None
-    values = text_to_numbers(table.text(name), name)
+    values = table.parsed(name, table.text(name))
     return float(values.min()), float(values.max())
 
 

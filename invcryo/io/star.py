@@ -106,6 +106,14 @@ def read_star(path: str | os.PathLike[str]) -> dict[str, StarBlock]:
             values = [gemmi.cif.as_string(v) if v[0] in "\"';" else v for v in values]
         if restore is not None:
             values = [restore(v) for v in values]
+        longest = max(map(len, values), default=0)
+        # A column takes rows times its longest text: one lost quote may swallow a page, and memory with it.
+        if len(values) > 1 and longest * len(values) > max(2**26, 50 * sum(map(len, values))):
+            row = next(i for i, v in enumerate(values) if len(v) == longest)
+            raise ValueError(
+                f"{path}: a value in row {row + 1} is {longest} characters long and begins {values[row][:40]!r};"
+                " is a quote or a semicolon before it not closed?"
+            )
         return np.array(values, dtype=np.str_)
 
     blocks = {}
