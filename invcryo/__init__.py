@@ -8,7 +8,7 @@ use, so that importing the package is quick and touches nothing.
 >>> A = ic.forward_model(stack)                                          # doctest: +SKIP
 >>> data = ic.LeastSquares(A, stack.images).quadratic()                  # doctest: +SKIP
 >>> cost = data + lam * (ic.L21() @ ic.Gradient(A.ishape)) + ic.NonNegative()   # doctest: +SKIP
->>> result = ic.run(ic.admm(cost, rho), max_iter=50)                     # doctest: +SKIP
+>>> result = ic.run(ic.admm(cost), max_iter=200, stop=ic.residual_below(1e-3, "gap"))   # doctest: +SKIP
 """
 
 from __future__ import annotations
@@ -24,7 +24,20 @@ logging.getLogger(__name__).addHandler(logging.NullHandler())
 #: Every public name and the module it lives in.
 _WHERE = {
     "backend": ["inner", "norm", "threads", "use"],
-    "costs": ["Box", "Cost", "L1", "L21", "LeastSquares", "NonNegative", "Quadratic", "SquaredL2", "Support"],
+    "costs": [
+        "Box",
+        "Cost",
+        "Denoiser",
+        "GroupLasso",
+        "L1",
+        "L21",
+        "LeastSquares",
+        "NonNegative",
+        "Quadratic",
+        "Schatten",
+        "SquaredL2",
+        "Support",
+    ],
     "ctf": ["CTF", "electron_wavelength"],
     "data": ["ParticleStack", "Poses"],
     "inversion": ["choose_lambda", "least_squares_map", "total_variation_map"],
@@ -44,6 +57,7 @@ _WHERE = {
         "Crop",
         "Diagonal",
         "Gradient",
+        "Hessian",
         "Identity",
         "ImageFilter",
         "LinOp",
@@ -53,6 +67,7 @@ _WHERE = {
         "Stack",
         "Synthesis",
         "Toeplitz",
+        "Wavelet",
         "ZeroPad",
     ],
     "reconstruction": ["Reconstruction", "forward_model", "reconstruct"],

@@ -285,32 +285,32 @@ def _corner(box: tuple[int, ...], split: tuple[bool, ...], filters: NDArray, out
 
 def dot(x: NDArray, y: NDArray) -> float:
     """``sum x y`` of flat arrays in float64; the same bits on any number of threads."""
-    return float(_vector(x, y, work=x.size).dot(x, y))
+    return float(_vector(x, y, work=_light(x)).dot(x, y))
 
 
 def add_scaled(y: NDArray, factor: float, x: NDArray) -> None:
     """``y += factor x``, flat."""
-    _vector(y, x, work=y.size).add_scaled(y, y.dtype.type(factor), x)
+    _vector(y, x, work=_light(y)).add_scaled(y, y.dtype.type(factor), x)
 
 
 def scale_add(y: NDArray, factor: float, x: NDArray) -> None:
     """``y = x + factor y``, flat."""
-    _vector(y, x, work=y.size).scale_add(y, y.dtype.type(factor), x)
+    _vector(y, x, work=_light(y)).scale_add(y, y.dtype.type(factor), x)
 
 
 def spring(image: NDArray, u: NDArray, a: NDArray, rho: float, out: NDArray, add: bool) -> None:
     """``out = rho (u + a - image)``, or added to ``out``; flat, ``out`` may be ``image``."""
-    _vector(image, u, a, work=out.size).spring(image, u, a, out.dtype.type(rho), out, add)
+    _vector(image, u, a, work=_light(out)).spring(image, u, a, out.dtype.type(rho), out, add)
 
 
 def relax(image: NDArray, u: NDArray, a: NDArray, relaxation: float) -> None:
     """``a = relaxation image + (1 - relaxation) u - a``, flat."""
-    _vector(image, u, a, work=a.size).relax(image, u, a, a.dtype.type(relaxation))
+    _vector(image, u, a, work=_light(a)).relax(image, u, a, a.dtype.type(relaxation))
 
 
 def settle(image: NDArray, u: NDArray, a: NDArray) -> NDArray:
     """``a = u - a``, and the sums |image - u|^2, |image|^2, |u|^2, |a|^2, <a, image - u> in float64; flat."""
-    return _vector(image, u, a, work=a.size).settle(image, u, a)
+    return _vector(image, u, a, work=_light(a)).settle(image, u, a)
 
 
 def sum_lengths(z: NDArray) -> float:
@@ -335,6 +335,14 @@ def tv_move(x: NDArray, u: NDArray, a: NDArray, relaxation: float, tau: float, p
     """
     kind = x.dtype.type
     return _vector(x, u, a, work=x.size).tv_move(x, u, a, kind(relaxation), kind(tau), periodic)
+
+
+def _light(x: NDArray) -> int:
+    """Work in the sense of `threads` of a loop that does next to nothing with each entry.
+
+    One core does it at the speed of the memory, or within a millisecond; others would have to be woken for it.
+    """
+    return x.size >> 6
 
 
 def _vector(*arrays: Any, work: int) -> Any:
