@@ -25,6 +25,7 @@ __all__ = [
     "convergence",
     "ctf_curve",
     "fsc_curves",
+    "lcurve",
     "guinier",
     "local_resolution",
     "masked_slices",
@@ -265,14 +266,14 @@ def local_resolution(
 
 def resolution_histogram(values: ArrayLike, *, whole: float | None = None, ax: Axes | None = None) -> Axes:
     """Histogram of local resolutions in angstrom, with their median and the resolution of the whole map."""
-    values = np.asarray(values, dtype=float).ravel()
-    values = values[np.isfinite(values)]
-    if values.size == 0:
+    shown = np.asarray(values, dtype=float).ravel()
+    shown = shown[np.isfinite(shown)]
+    if shown.size == 0:
         raise ValueError("no resolutions to draw")
     ax = ax if ax is not None else _axes((6.4, 4.0))
     _open_frame(ax)
-    ax.hist(values, bins=40, color=_COLOURS[5], edgecolor="white", linewidth=0.4)
-    median = float(np.median(values))
+    ax.hist(shown, bins=40, color=_COLOURS[5], edgecolor="white", linewidth=0.4)
+    median = float(np.median(shown))
     ax.axvline(median, color=_COLOURS[0], lw=1.6, label=f"median {median:.2f} Å")
     if whole is not None and np.isfinite(whole):
         ax.axvline(whole, color=_COLOURS[1], lw=1.6, ls=(0, (6, 2)), label=f"whole map {whole:.2f} Å")
@@ -315,6 +316,49 @@ def convergence(
         ax.set_ylabel(keys[0])
     else:
         ax.legend(frameon=False, fontsize=9)
+    return ax
+
+
+def lcurve(
+    trials: Sequence[Mapping[str, Any]], *, chosen: float | None = None, ax: Axes | None = None
+) -> Axes:
+    """Misfit against regulariser for several weights: the L-curve.
+
+    Parameters
+    ----------
+    trials : sequence of mapping
+        Each with ``lam``, ``misfit`` and ``penalty``, such as the trials of `choose_lambda`.
+    chosen : float, optional
+        A weight whose place, between its two neighbours, is marked.
+
+    Notes
+    -----
+    The misfit axis is linear: most of the misfit is noise, which is the same for all weights.
+    """
+    if not trials or any(trial.get("penalty") is None for trial in trials):
+        raise ValueError(
+            "an L-curve needs the value of the regulariser of every trial, which a denoiser has not"
+        )
+    rows = sorted(trials, key=lambda trial: trial["lam"])
+    lam, misfit, value = (np.array([row[k] for row in rows], float) for k in ("lam", "misfit", "penalty"))
+    ax = ax if ax is not None else _axes((6.4, 4.4))
+    _open_frame(ax)
+    ax.plot(misfit, value, marker="o", markersize=3.5, **_style(0))
+    for row in rows:
+        ax.annotate(
+            f"{row['lam']:.3g}",
+            (row["misfit"], row["penalty"]),
+            (4, 4),
+            textcoords="offset points",
+            fontsize=8,
+        )
+    if chosen is not None and chosen > 0 and lam[0] > 0:
+        place = [np.interp(np.log(chosen), np.log(lam), figure) for figure in (misfit, value)]
+        ax.plot(*place, ls="none", marker="D", color=_COLOURS[1], label=f"chosen: {chosen:.3g}")
+        ax.legend(frameon=False, fontsize=9)
+    if (value > 0).all():
+        ax.set_yscale("log")
+    ax.set(xlabel="misfit, ½ |H c - y|²", ylabel="regulariser")
     return ax
 
 

@@ -31,7 +31,7 @@ from invcryo.metrics import correlation, fsc, read_fsc_star, read_fsc_xml, soft_
 from invcryo.simulate import PHANTOMS, phantom, simulate_particles
 
 ROOT = Path(__file__).resolve().parent.parent
-COMMANDS = ("doctor", "demo", "info", "convert", "simulate", "reconstruct", "mask", "fsc", "postprocess")
+COMMANDS = ("doctor", "demo", "info", "convert", "simulate", "reconstruct", "mask", "fsc", "postprocess", "local-resolution")
 SMALL = ("--phantom", "blobs", "-n", "60", "--box", "16", "--pixel-size", "4", "--snr", "2", "--shift", "1")
 
 

@@ -9,7 +9,14 @@ import pytest
 
 from invcryo.cli import main
 from invcryo.io import read_map, read_star, write_map
-from invcryo.metrics import automatic_threshold, postprocess, read_fsc_star, read_fsc_xml, soft_mask
+from invcryo.metrics import (
+    automatic_threshold,
+    local_resolution,
+    postprocess,
+    read_fsc_star,
+    read_fsc_xml,
+    soft_mask,
+)
 from invcryo.simulate import phantom
 
 pytest.importorskip("matplotlib")
@@ -227,7 +234,35 @@ def test_postprocess_refuses_and_writes_nothing(cli, maps):
 
 
 def test_help(cli):
-    for command in ("mask", "postprocess"):
+    for command in ("mask", "postprocess", "local-resolution"):
         code, out, _ = cli(command, "--help")
         assert code == 0 and "examples:" in out and "--json" in out
         assert max(map(len, out.splitlines())) < 130
+
+
+# local resolution
+
+
+def test_local_resolution_files(cli, maps):
+    words = ("-o", maps / "local", "--window", "54", "--step", "15")
+    code, out, err = cli("local-resolution", *halves(maps), *words)
+    assert (code, err) == (0, "") and "54.0 and 15.0 angstrom" in out
+    names = ["histogram.csv", "histogram.png", "local_resolution.mrc", "local_resolution.png", "run.json"]
+    assert sorted(p.name for p in (maps / "local").iterdir()) == names
+    a, b, mask = (read_map(maps / f"{n}.mrc") for n in ("half1", "half2", "mask"))
+    expected = local_resolution(a.data, b.data, mask.data, pixel_size=PIXEL, window=54, step=15, rng=0)
+    found = read_map(maps / "local" / "local_resolution.mrc")
+    np.testing.assert_array_equal(found.data, expected.map)
+    assert found.origin == (1.0, 2.0, 3.0)
+    record = json.loads((maps / "local" / "run.json").read_text())
+    assert record["local_angstrom"]["median"] == pytest.approx(np.median(found.data[found.data > 0]))
+    table = np.loadtxt(maps / "local" / "histogram.csv", delimiter=",", skiprows=1)
+    assert table[:, 2].sum() == record["voxels"] == (mask.data > 0.5).sum()
+    for picture in (maps / "local").glob("*.png"):
+        assert picture.read_bytes()[:8] == PNG
+
+
+def test_local_resolution_refuses_and_writes_nothing(cli, maps):
+    code, out, err = cli("local-resolution", *halves(maps), "-o", maps / "local", "--window", "9", "--json")
+    assert code == 1 and "8 pixels" in err and json.loads(out)["exit_code"] == 1
+    assert not (maps / "local").exists()

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from .._version import __version__
-from . import convert, demo, doctor, fsc, info, mask, postprocess, reconstruct, simulate
+from . import convert, demo, doctor, fsc, info, local_resolution, mask, postprocess, reconstruct, simulate
 from .common import (
     EXIT_FAILED,
     EXIT_INTERRUPTED,
@@ -91,7 +91,18 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"invcryo {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
-    for module in (doctor, demo, info, convert, simulate, reconstruct, mask, fsc, postprocess):
+    for module in (
+        doctor,
+        demo,
+        info,
+        convert,
+        simulate,
+        reconstruct,
+        mask,
+        fsc,
+        postprocess,
+        local_resolution,
+    ):
         module.add_parser(commands)
     for command in commands.choices.values():
         add_talking(command)

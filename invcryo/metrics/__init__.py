@@ -11,6 +11,7 @@ from .fsc import (
     write_fsc_star,
     write_fsc_xml,
 )
+from .local import LocalResolution, local_resolution
 from .maps import correlation, nrmse, psnr, radial_average
 from .masks import automatic_threshold, soft_mask, soft_sphere
 from .postprocess import (
@@ -27,12 +28,14 @@ __all__ = [
     "FSC",
     "Guinier",
     "GuinierFit",
+    "LocalResolution",
     "MaskedFSC",
     "PostProcess",
     "automatic_threshold",
     "correlation",
     "fsc",
     "half_bit",
+    "local_resolution",
     "mask_fraction_fsc",
     "nrmse",
     "phase_randomised_fsc",
