@@ -247,3 +247,34 @@ def test_single_precision_stays(data):
 def test_x0_of_another_shape(data):
     with pytest.raises(ValueError, match=r"x0 has shape \(3,\), the cost needs \(16, 16, 16\)"):
         next(admm(data + NonNegative(), x0=np.zeros(3)))
+
+
+def test_no_array_is_made_inside_the_loop():
+    """Beyond what the transforms return: the peak of arrays is that of the method's own, and nothing grows."""
+    import tracemalloc
+
+    n = 48
+    rng = np.random.default_rng(0)
+    Q = Projector(Poses(random_rotations(10, rng=rng)), KaiserBessel(), n, (n, n)).gram()
+    b = Q(rng.standard_normal((n, n, n)).astype(np.float32))
+    cost = Quadratic(Q, b) + 0.1 * float(b.max()) * (L21() @ Gradient(b.shape)) + NonNegative()
+    with use(threads=1):
+        states = admm(cost, coarse_start=False)
+        for _ in range(8):
+            next(states)
+        tracemalloc.start()
+        states = admm(cost, coarse_start=False)
+        next(states)
+        held = tracemalloc.get_traced_memory()[0]
+        tracemalloc.reset_peak()
+        for _ in range(6):
+            next(states)
+        after, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+    volume = 4 * n**3
+    assert abs(after - held) < 0.1 * volume
+    # u, multipliers, x, Q x, residual, preconditioner and its parts
+    assert held < 1.05 * (4 + 4 + 1 + 1 + 1 + 1) * volume
+    # a direction, its product, and the pruned transforms of the product
+    work = 8 * n * (Q.pad.oshape[1] + n) * (Q.pad.oshape[2] // 2 + 1)
+    assert peak - held < 1.3 * (2 * volume + work)
