@@ -18,15 +18,17 @@ if TYPE_CHECKING:
 
     from .ctf import CTF
     from .data import Poses
+    from .metrics.directional import DirectionalFSC
     from .metrics.fsc import FSC
     from .metrics.postprocess import Guinier
 
 __all__ = [
     "convergence",
     "ctf_curve",
+    "directional_fsc",
     "fsc_curves",
-    "lcurve",
     "guinier",
+    "lcurve",
     "local_resolution",
     "masked_slices",
     "orientations",
@@ -150,6 +152,56 @@ def slices(
         _scale_bar(ax, length / pixel_size, f"{length:g} Å")
     if title is not None:
         panels[0].figure.suptitle(title)
+    return panels
+
+
+def directional_fsc(result: DirectionalFSC, axes: Sequence[Axes] | None = None) -> NDArray:
+    """FSC curves of all directions, and a map of the resolution over the half sphere seen from +z.
+
+    Parameters
+    ----------
+    result : DirectionalFSC
+    axes : two Axes, optional
+        For the curves and for the map (equal areas: Lambert's projection).
+
+    Returns
+    -------
+    ndarray of Axes, (2,)
+    """
+    panels = _panels(1, 2, (9.4, 4.2), width_ratios=(1.25, 1)).ravel() if axes is None else np.asarray(axes)
+    ax, disc = panels
+    _open_frame(ax)
+    frequency = result.whole.frequency[1:]
+    ax.plot(frequency, result.curves[:, 1:].T, color=_COLOURS[5], lw=0.5, alpha=0.35)
+    best, poorest = (result.areas.argmax(), result.areas.argmin())
+    for i, (label, values) in enumerate(
+        {
+            "all directions": result.whole.correlation,
+            "best direction": result.curves[best],
+            "poorest direction": result.curves[poorest],
+        }.items()
+    ):
+        ax.plot(frequency, values[1:], label=label, **_style(i))
+    ax.axhline(result.threshold, color=_GREY, lw=0.9, ls=":")
+    ax.set(xlim=(0, frequency[-1]), ylim=(-0.15, 1.04))
+    ax.set(xlabel="spatial frequency (1/Å)", ylabel=f"FSC in cones of {result.half_angle:g}°")
+    _resolution_axis(ax)
+    ax.legend(frameon=False, fontsize=9, title=f"least over largest area: {result.cfar_like:.2f}")
+    x, y, z = result.axes.T
+    scale = np.sqrt(2 / (1 + z)) / np.sqrt(2)  # the equator at radius 1
+    finite = np.isfinite(result.resolution)
+    dots = disc.scatter(
+        (x * scale)[finite], (y * scale)[finite], c=result.resolution[finite], cmap="viridis", s=42
+    )
+    disc.scatter((x * scale)[~finite], (y * scale)[~finite], color=_COLOURS[1], marker="x", s=30)
+    turn = np.linspace(0, 2 * np.pi, 200)
+    for tilt in (30, 60, 90):
+        radius = np.sqrt(2) * np.sin(np.deg2rad(tilt) / 2)
+        disc.plot(radius * np.cos(turn), radius * np.sin(turn), color="0.75", lw=0.7, zorder=0)
+        disc.annotate(f"{tilt}°", (0, radius), color=_GREY, fontsize=8, ha="center", va="bottom")
+    disc.set(aspect="equal", xticks=[], yticks=[], xlabel="x →", ylabel="y →", title="z axis in the middle")
+    disc.spines[:].set_visible(False)
+    disc.figure.colorbar(dots, ax=disc, shrink=0.8, label=f"resolution at {result.threshold:g} (Å)")
     return panels
 
 

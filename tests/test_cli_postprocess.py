@@ -11,6 +11,7 @@ from invcryo.cli import main
 from invcryo.io import read_map, read_star, write_map
 from invcryo.metrics import (
     automatic_threshold,
+    directional_fsc,
     local_resolution,
     postprocess,
     read_fsc_star,
@@ -202,6 +203,17 @@ def test_postprocess_report_and_its_words(cli, maps):
     report = json.loads(plain[1])
     assert report["curve"] == "unmasked" and report["guinier_fit"] is None
     assert not (maps / "plain" / "postprocess_masked.mrc").exists()
+
+
+def test_postprocess_by_direction(cli, maps):
+    words = ("-o", maps / "post", "--bfactor", "0", "--directional", "--json")
+    code, out, _ = cli("postprocess", *halves(maps), *words)
+    a, b, mask = (read_map(maps / f"{n}.mrc").data for n in ("half1", "half2", "mask"))
+    expected = directional_fsc(a, b, mask, pixel_size=PIXEL)
+    report = json.loads(out)["directional"]
+    assert code == 0 and report["cfar_like"] == pytest.approx(expected.cfar_like)
+    assert report["best_angstrom"] == pytest.approx(expected.resolution.min())
+    assert (maps / "post" / "directional_fsc.png").read_bytes()[:8] == PNG
 
 
 def test_postprocess_warns_of_regularised_halves(cli, maps):

@@ -34,6 +34,7 @@ _RESULTS = (
     "fsc.png",
     "guinier.png",
     "slices.png",
+    "directional_fsc.png",
     "run.json",
 )
 
@@ -46,7 +47,7 @@ DIR receives
   postprocess.mrc       the sharpened map, and postprocess_masked.mrc, times the mask
   postprocess.star      RELION's tables general, fsc and guinier
   postprocess_fsc.xml   the curve behind the resolution, for EMDB
-  fsc.png, guinier.png, slices.png
+  fsc.png, guinier.png, slices.png; directional_fsc.png with --directional
   run.json              options, versions, numbers
 
 The half maps must be unfiltered and UNREGULARISED (half1_noreg.mrc, half2_noreg.mrc of invcryo reconstruct;
@@ -153,6 +154,12 @@ def add_parser(commands: Any) -> None:
         action="store_true",
         help="keep the corrected curve even where the unmasked one reaches further",
     )
+    expert.add_argument(
+        "--directional",
+        action="store_true",
+        help="also the FSC in cones of 20 degrees about 256 axes, and the least over the largest area under"
+        " these curves: below 0.5 some directions are hardly seen",
+    )
     expert.add_argument("--seed", type=seed, default=0, metavar="N", help="of the random phases; default: 0")
 
 
@@ -181,16 +188,43 @@ def run(args: argparse.Namespace, words: Sequence[str], console: Console) -> tup
             counting=args.counting,
             rng=args.seed,
         )
+        cones = None
+        if args.directional:
+            from ..metrics import directional_fsc
+
+            cones = directional_fsc(a.data, b.data, mask, pixel_size=(a.pixel_size, b.pixel_size))
         _warn(console, args, result)
         report = _report(args, result, console)
+        if cones is not None:
+            report["directional"] = {
+                "cfar_like": cones.cfar_like,
+                "best_angstrom": float(cones.resolution.min()),
+                "poorest_angstrom": float(cones.resolution.max()),
+            }
         with folder.results() as staging:
             write_postprocess(
                 staging / "postprocess", result, like=a, halves=(args.half1, args.half2), mask=args.mask
             )
             if matplotlib_is_there(console):
                 _draw(staging, result, a.data, b.data)
+                if cones is not None:
+                    from .. import plot
+
+                    plot.save(plot.directional_fsc(cones), staging / "directional_fsc.png")
             write_json(staging / "run.json", {**record(args, words, started), **report})
     _tell(args, result, console)
+    if cones is not None:
+        best, poorest = cones.resolution.min(), cones.resolution.max()
+        console.say(
+            facts(
+                [
+                    (
+                        "by direction",
+                        f"{best:.2f} to {poorest:.2f} angstrom, ratio of areas {cones.cfar_like:.2f}",
+                    )
+                ]
+            )
+        )
     files = [str(folder.path / name) for name in folder.existing]
     console.say(f"wrote {len(files)} files into {args.output}")
     return EXIT_DONE, {

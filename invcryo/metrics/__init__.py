@@ -1,5 +1,12 @@
 """Validation: Fourier shell correlation, masks, and figures that compare maps."""
 
+from .directional import (
+    DirectionalFSC,
+    Sampling,
+    directional_fsc,
+    fibonacci_axes,
+    sampling_compensation,
+)
 from .fsc import (
     FSC,
     MaskedFSC,
@@ -26,13 +33,17 @@ from .postprocess import (
 
 __all__ = [
     "FSC",
+    "DirectionalFSC",
     "Guinier",
     "GuinierFit",
     "LocalResolution",
     "MaskedFSC",
     "PostProcess",
+    "Sampling",
     "automatic_threshold",
     "correlation",
+    "directional_fsc",
+    "fibonacci_axes",
     "fsc",
     "half_bit",
     "local_resolution",
@@ -45,6 +56,7 @@ __all__ = [
     "read_fsc_star",
     "read_fsc_xml",
     "read_mtf",
+    "sampling_compensation",
     "soft_mask",
     "soft_sphere",
     "write_fsc_star",

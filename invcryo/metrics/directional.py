@@ -1,0 +1,227 @@
+"""Anisotropy: FSC by direction, and how evenly the viewing directions sample Fourier space."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from ..grid import frequencies
+from .fsc import FSC, _checked, _parts, _single_pixel_size, _transform
+
+if TYPE_CHECKING:
+    from ..data import Poses
+
+__all__ = ["DirectionalFSC", "Sampling", "directional_fsc", "fibonacci_axes", "sampling_compensation"]
+
+#: Fourier voxels below which a cone's value in a shell says nothing.
+_FEW = 10
+
+
+@dataclass(frozen=True, eq=False)
+class DirectionalFSC:
+    """FSC within double cones about many axes; see `directional_fsc`.
+
+    Attributes
+    ----------
+    axes : ndarray, (n, 3)
+        Unit vectors (x, y, z), z >= 0.
+    curves : ndarray, (n, shells)
+        In the coarse shells where a cone holds fewer than 10 Fourier voxels, that of all directions stands.
+    resolution : ndarray, (n,)
+        Angstrom, by the rule of `FSC.resolution`.
+    whole : FSC
+        Over all directions.
+    half_angle : float
+        Of the cones, degrees.
+    threshold : float
+    """
+
+    axes: NDArray
+    curves: NDArray
+    resolution: NDArray
+    whole: FSC
+    half_angle: float
+    threshold: float
+
+    @property
+    def areas(self) -> NDArray:
+        """Area under each curve up to its first fall below the threshold, in shells."""
+        good = self.curves[:, 1:] >= self.threshold
+        return np.where(np.logical_and.accumulate(good, axis=1), self.curves[:, 1:], 0.0).sum(axis=1)
+
+    @property
+    def cfar_like(self) -> float:
+        """Least over largest area under the curves: 1 for an isotropic map, below 0.5 for preferred views.
+
+        The conical FSC area ratio as SIMPLE defines it in the open; cryoSPARC's cFAR is meant to be the same,
+        but its code is not public.
+        """
+        areas = self.areas
+        return float(areas.min() / areas.max()) if areas.max() > 0 else 0.0
+
+
+def directional_fsc(
+    a: ArrayLike,
+    b: ArrayLike,
+    mask: ArrayLike | None = None,
+    *,
+    pixel_size: float | Sequence[float],
+    n_axes: int = 256,
+    half_angle: float = 20.0,
+    threshold: float = 0.143,
+) -> DirectionalFSC:
+    """FSC of two half maps within double cones about evenly spread axes, as 3DFSC and the cFAR take it.
+
+    Parameters
+    ----------
+    a, b, mask, pixel_size
+        As for `fsc`; three axes. A mask adds correlation in all directions, which is not corrected here: the
+        figures compare directions, they do not replace the resolution.
+    n_axes : int
+        On half of the sphere: a direction and its opposite are one.
+    half_angle : float
+        Degrees.
+    threshold : float
+    """
+    size = _single_pixel_size(pixel_size)
+    first, second, weight = _checked(a, b, mask)
+    if first.ndim != 3 or len(set(first.shape)) > 1:
+        raise ValueError(f"directional FSC takes cubic maps, got shape {first.shape}; pad or crop them")
+    if not 0 < half_angle <= 90:
+        raise ValueError(f"half_angle lies between 0 and 90 degrees, got {half_angle}")
+    if not 0 < threshold < 1:
+        raise ValueError(f"threshold lies between 0 and 1, got {threshold}")
+    axes = fibonacci_axes(n_axes)
+    shape, box = first.shape, first.shape[0]
+    count = box // 2 + 1
+    fa, fb = _transform(first, weight), _transform(second, weight)
+    z, y, x = frequencies(shape, half=True)
+    cosine = np.cos(np.deg2rad(half_angle)) - 1e-9
+    sums = np.zeros((4, n_axes, count))  # cross, power of a, power of b, voxels
+    total = np.zeros((4, count))
+    for rows, shells, mates in _parts(shape):
+        inside = (shells < count) & (shells > 0)
+        shell = shells[inside]
+        u, v = fa[rows][inside].astype(np.complex128), fb[rows][inside].astype(np.complex128)
+        w = mates[inside]
+        terms = (w * (u.real * v.real + u.imag * v.imag), w * np.abs(u) ** 2, w * np.abs(v) ** 2, w)
+        k = np.broadcast_arrays(x, y, z[rows])
+        directions = np.stack([c[inside] for c in k])
+        directions /= np.sqrt((directions**2).sum(axis=0))
+        for part, term in zip(total, terms, strict=True):
+            part += np.bincount(shell, weights=term, minlength=count)
+        for i, axis in enumerate(axes):
+            cone = np.abs(axis @ directions) >= cosine
+            for j, term in enumerate(terms):
+                sums[j, i] += np.bincount(shell[cone], weights=term[cone], minlength=count)
+    frequency = np.arange(count) / (box * size)
+    total[3, 0] = 1
+    voxels = np.rint(total[3]).astype(np.int64)
+    fraction = 1.0 if weight is None else float(weight.mean(dtype=np.float64))
+
+    def curve(values: NDArray) -> FSC:
+        return FSC(frequency, values, voxels, size, box, fraction)
+
+    everywhere = _ratio(total)
+    everywhere[0] = 1.0  # has no direction
+    curves = np.where(sums[3] < _FEW, everywhere, _ratio(sums))
+    return DirectionalFSC(
+        axes=axes,
+        curves=curves,
+        resolution=np.array([curve(c).resolution(threshold) for c in curves]),
+        whole=curve(everywhere),
+        half_angle=float(half_angle),
+        threshold=float(threshold),
+    )
+
+
+def _ratio(sums: NDArray) -> NDArray:
+    norm = np.sqrt(sums[1]) * np.sqrt(sums[2])
+    return np.divide(sums[0], norm, out=np.zeros_like(norm), where=norm > 0)
+
+
+@dataclass(frozen=True, eq=False)
+class Sampling:
+    """How evenly views sample the directions of Fourier space; see `sampling_compensation`.
+
+    Attributes
+    ----------
+    axes : ndarray, (n, 3)
+        Directions in Fourier space, unit vectors (x, y, z), z >= 0.
+    density : ndarray, (n,)
+        Views that hold each direction, over what evenly spread views would give; 1 on average.
+    scf : float
+        Sampling compensation factor, 0 to 1.
+    unsampled : float
+        Part of the directions that no view holds.
+    """
+
+    axes: NDArray
+    density: NDArray
+    scf: float
+    unsampled: float
+
+
+def sampling_compensation(
+    poses: Poses, *, symmetry: str = "C1", n_axes: int = 2000, shell: float | None = None
+) -> Sampling:
+    """Sampling compensation factor of viewing directions: harmonic mean of the sampling of Fourier space.
+
+    A view fills the plane through the origin that is normal to its direction. Where directions in Fourier
+    space are sampled unevenly, the SNR of a shell falls by the factor ``SCF = 1 / mean(1 / density)`` against
+    even sampling (Baldwin and Lyumkis, 2020): 1 for views spread evenly over the sphere, ``8 / pi**2 = 0.81``
+    for views spread evenly over a great circle (side views), and toward 0 where a cone of directions is not
+    sampled at all (top views). A direction that no view holds is counted as if half a view held it, so the
+    factor stays finite and falls with their number.
+
+    Parameters
+    ----------
+    poses : Poses
+    symmetry : str
+        Point group of the particle: each view counts for all its equivalents.
+    n_axes : int
+        Directions at which the sampling is evaluated, on half of the sphere.
+    shell : float, optional
+        Radius in Fourier voxels: a view holds a direction q where ``|q . view| < 0.5 / shell``. Unless given,
+        50, but less for few views, so that evenly spread ones would hold each direction at least 50 times:
+        random numbers of views per direction lower the factor by about one part in that number.
+    """
+    from ..symmetry import point_group
+
+    if len(poses) == 0:
+        raise ValueError("no poses: there is no sampling to judge")
+    group = point_group(symmetry)
+    # the third row of a pose is the viewing direction; particle copies are turned by the group
+    views = np.concatenate([np.asarray(poses.matrices)[:, 2] @ g for g in group])
+    if shell is None:
+        shell = min(50.0, max(1.0, 0.5 * len(views) / 50))
+    if not shell >= 1:
+        raise ValueError(f"shell is a radius of 1 Fourier voxel or more, got {shell}")
+    half_width = 0.5 / shell
+    axes = fibonacci_axes(n_axes)
+    counts = np.zeros(n_axes)
+    step = max(1, (1 << 22) // n_axes)
+    for i in range(0, len(views), step):
+        counts += np.count_nonzero(np.abs(axes @ views[i : i + step].T) < half_width, axis=1)
+    expected = half_width * len(views)  # the band holds this part of the sphere
+    floor = np.maximum(counts, 0.5)
+    return Sampling(
+        axes=axes,
+        density=counts / expected,
+        scf=min(1.0, 1 / float(np.mean(expected / floor))),
+        unsampled=float(np.mean(counts == 0)),
+    )
+
+
+def fibonacci_axes(n: int) -> NDArray:
+    """``n`` unit vectors (x, y, z) spread evenly over the half sphere z > 0, by the golden angle."""
+    if n < 1:
+        raise ValueError(f"n_axes must be 1 or more, got {n}")
+    height = 1 - (np.arange(n) + 0.5) / n
+    turn = np.arange(n) * np.pi * (3 - np.sqrt(5))
+    radius = np.sqrt(1 - height**2)
+    return np.stack([radius * np.cos(turn), radius * np.sin(turn), height], axis=1)
