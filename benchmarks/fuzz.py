@@ -28,7 +28,9 @@ import traceback
 import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -189,7 +191,7 @@ def use_particles(path: Path) -> None:
     if stack is not FAILED:
         for write, name in ((write_particles, "again.star"), (write_cs, "again.cs")):
             again = path.with_name(name)
-            if attempt(lambda w=write, a=again: w(a, stack)) is not FAILED:
+            if attempt(partial(write, again, stack)) is not FAILED:
                 if len(read_particles(again, open_images=False)) != len(stack):
                     raise AssertionError("a particle set that was written has another number of particles")
 
@@ -211,7 +213,7 @@ outcomes: Counter[str] = Counter()
 unnamed: Counter[str] = Counter()
 
 
-def attempt(action: Callable[[], object]) -> object:
+def attempt(action: Callable[[], Any]) -> Any:
     """The result, or FAILED after a named error; other exceptions pass."""
     try:
         found = action()

@@ -10,7 +10,8 @@ import pytest
 from invcryo.ctf import CTF
 from invcryo.data import Poses
 from invcryo.io import describe, read_cs, read_particles, read_star, write_cs, write_particles, write_stack
-from invcryo.io.cryosparc import join_cs, lost_in_cs, lost_in_star, relion_columns
+from invcryo.io.cryosparc import join_cs, relion_columns
+from invcryo.io.cs_particles import lost_in_cs, lost_in_star
 from invcryo.rotation import geodesic_distance, matrix_from_rotvec, random_rotations, rotvec_from_matrix
 
 N = 6

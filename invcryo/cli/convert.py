@@ -95,7 +95,7 @@ def add_parser(commands: Any) -> None:
 def run(args: argparse.Namespace, words: Sequence[str], console: Console) -> tuple[int, dict[str, Any]]:
     kind = _kind(args)
     from ..io import read_particles
-    from ..io.cryosparc import lost_in_cs, lost_in_star
+    from ..io.cs_particles import lost_in_cs, lost_in_star
 
     stack = read_particles(
         args.input,

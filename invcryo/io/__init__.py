@@ -1,10 +1,13 @@
 """Files: maps and stacks (MRC), tables (STAR), particle sets (RELION, cryoSPARC)."""
 
 from .atomic import atomic_open, atomic_path
-from .cryosparc import read_cs, write_cs
+from .cryosparc import read_cs
+from .cs_particles import write_cs
+from .images import StackImages
 from .mrc import Map, Stack, StackWriter, header_info, open_stack, read_map, write_map, write_stack
-from .particles import StackImages, describe, read_particles, write_particles
+from .particles import describe, read_particles
 from .star import StarBlock, read_star, write_star
+from .star_particles import write_particles
 
 __all__ = [
     "Map",
