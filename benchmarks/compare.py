@@ -31,14 +31,14 @@ def comparison(before: dict[str, Any], after: dict[str, Any]) -> str:
     for case, engine in sorted(old.keys() ^ new.keys()):
         lines.append(f"note: {case} by {engine} is in one record only")
     lines.append(
-        f"{'case':12} {'engine':21} {'before s':>9} {'after s':>9} {'after/before':>13} {'peak MB':>15}"
+        f"{'case':15} {'engine':20} {'before s':>9} {'after s':>9} {'after/before':>13} {'peak MB':>15}"
     )
     for key in (k for k in old if k in new):
         a, b = old[key], new[key]
         # a difference inside ranges that overlap is what one machine does from minute to minute
         apart = a["max"] < b["min"] or b["max"] < a["min"]
         lines.append(
-            f"{key[0]:12} {key[1]:21} {a['median']:9.3f} {b['median']:9.3f} {b['median'] / a['median']:13.2f}"
+            f"{key[0]:15} {key[1]:20} {a['median']:9.3f} {b['median']:9.3f} {b['median'] / a['median']:13.2f}"
             f" {a['peak_mb']:7.0f} {b['peak_mb']:7.0f}{'' if apart else '  (ranges overlap)'}"
         )
     return "\n".join(lines)

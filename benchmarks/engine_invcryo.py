@@ -7,13 +7,24 @@ from importlib import metadata
 from typing import Any
 
 import numpy as np
+from floor import ITERATIONS
 from numpy.typing import ArrayLike, NDArray
-from problem import AMPLITUDE_CONTRAST, CS_MM, PIXEL_SIZE, VOLTAGE_KV, Problem
+from problem import (
+    AMPLITUDE_CONTRAST,
+    CS_MM,
+    PIXEL_SIZE,
+    TV_THRESHOLD,
+    VOLTAGE_KV,
+    Problem,
+    tilt_answer,
+)
 
 from invcryo._version import __version__
+from invcryo.costs import L21
 from invcryo.ctf import CTF
 from invcryo.data import Poses
-from invcryo.operators import ImageFilter, LinOp, Projector, RealSpaceProjector
+from invcryo.operators import Gradient, ImageFilter, LinOp, Projector, RealSpaceProjector
+from invcryo.solvers import cg, circulant_preconditioner
 from invcryo.window import KaiserBessel, Window
 
 
@@ -32,57 +43,102 @@ class Voxels(Window):
         return np.ones_like(np.asarray(frequency, float))
 
 
-def _operators(problem: Problem, window: Window) -> tuple[Projector, ImageFilter]:
-    dtype, poses = problem.volume.dtype, Poses(problem.matrices)
+def _operators(problem: Problem, window: Window) -> tuple[Projector, LinOp]:
+    """The projector, and the same with a CTF per image."""
+    dtype, poses, shape = problem.volume.dtype, Poses(problem.matrices), problem.images.shape[1:]
     ctf = CTF(
         problem.defocus_u, problem.defocus_v, problem.defocus_angle, VOLTAGE_KV, CS_MM, AMPLITUDE_CONTRAST
     )
-    projector = Projector(poses, window, problem.size, dtype=dtype)
-    return projector, ImageFilter.from_ctf(ctf, problem.size, PIXEL_SIZE, dtype=dtype)
+    projector = Projector(poses, window, problem.volume.shape, shape, dtype=dtype)
+    return projector, ImageFilter.from_ctf(ctf, shape, PIXEL_SIZE, dtype=dtype) @ projector
+
+
+def _tube(problem: Problem) -> RealSpaceProjector:
+    poses, shape = Poses(problem.matrices), problem.volume.shape
+    return RealSpaceProjector(poses, KaiserBessel(), shape, dtype=problem.volume.dtype)
 
 
 def call(case: str, problem: Problem, variant: str) -> Callable[[], Any]:
     """The function to time. Operators are built here; the images and the volume are in memory."""
-    projector, ctf = _operators(problem, KaiserBessel())
     if variant == "tube":
-        tube = RealSpaceProjector(projector.poses, KaiserBessel(), problem.size, dtype=projector.dtype)
-        return {"kernel": tube.gram}[case]
-    if case == "gram":
+        return _tube(problem).gram
+    if case == "tv":
+        return _total_variation(problem)
+    projector, with_ctf = _operators(problem, KaiserBessel())
+    if case.startswith("gram"):
         # the kernel is of the right kind whatever the number of views, and a few are quicker to set up
         gram = projector.rows(slice(0, 32)).gram()
         return lambda: gram(problem.volume)
-    with_ctf: LinOp = ctf @ projector
     calls: dict[str, Callable[[], Any]] = {
         "forward": lambda: projector(problem.volume),
         "adjoint": lambda: projector.H(problem.images),
         "adjoint-ctf": lambda: with_ctf.H(problem.images),
         "kernel": projector.gram,
         "kernel-ctf": with_ctf.gram,
+        "mean": lambda: _mean(with_ctf, problem.images),
+        "tilt": lambda: (projector(problem.volume), projector.H(problem.images)),
     }
     return calls[case]
+
+
+def _mean(A: LinOp, images: NDArray) -> NDArray:
+    Q = A.gram()
+    states = cg(Q, A.H(images), M=circulant_preconditioner(Q).apply)
+    x: NDArray
+    for _, state in zip(range(ITERATIONS), states, strict=False):
+        x = state.x
+    return x
+
+
+def _total_variation(problem: Problem) -> Callable[[], NDArray]:
+    gradient, norm = Gradient(problem.volume.shape, dtype=problem.volume.dtype), L21()
+
+    def step() -> NDArray:
+        slopes = gradient(problem.volume)
+        return norm.prox(slopes, TV_THRESHOLD, out=slopes)
+
+    return step
 
 
 def answer(case: str, problem: Problem, variant: str) -> NDArray:
     """What the call computes, as an array: kernels are applied to the volume."""
     if variant == "tube":
         return call(case, problem, variant)()(problem.volume)
-    projector, ctf = _operators(problem, Voxels())
-    with_ctf: LinOp = ctf @ projector
-    if case == "forward":
-        return projector(problem.volume)
-    if case.startswith("adjoint"):
-        return (with_ctf if case.endswith("ctf") else projector).H(problem.images)
-    return (with_ctf if case.endswith("ctf") else projector).gram()(problem.volume)
-
-
-def reference(case: str, problem: Problem, variant: str) -> NDArray:
-    """The answer by forward and adjoint, for a problem in double precision; the tube's by its own projector."""
-    projector, ctf = _operators(problem, Voxels())
-    A: LinOp = ctf @ projector if case.endswith("ctf") else projector
-    if variant == "tube":
-        A = RealSpaceProjector(projector.poses, KaiserBessel(), problem.size, dtype=projector.dtype)
+    if case == "tv":
+        return _total_variation(problem)()
+    projector, with_ctf = _operators(problem, Voxels())
+    A: LinOp = with_ctf if case == "mean" or case.endswith("ctf") else projector
     if case == "forward":
         return A(problem.volume)
     if case.startswith("adjoint"):
         return A.H(problem.images)
-    return A.H(A(problem.volume))
+    if case == "tilt":
+        return tilt_answer(A(problem.volume), A.H(problem.images))
+    if case == "mean":
+        return _mean(A, problem.images)
+    return A.gram()(problem.volume)
+
+
+def error(case: str, problem: Problem, engine: str, got: NDArray) -> float:
+    """Relative error of an engine's answer, after one best factor; ``problem`` in double precision.
+
+    Forward and adjoint are the reference of kernels, the tube's own projector that of the tube. Of `mean` it is what
+    the answer leaves of the normal equations, relative to their right side.
+    """
+    projector, with_ctf = _operators(problem, Voxels())
+    got = got.astype(np.float64)
+    if case == "mean":
+        exact = with_ctf.H(problem.images)
+        got = with_ctf.H(with_ctf(got.reshape(exact.shape)))
+    elif engine == "fftpair":
+        exact = problem.volume
+    elif case.startswith(("gram", "kernel")):
+        A: LinOp = with_ctf if case.endswith("ctf") else projector
+        if engine == "invcryo:tube":
+            A = _tube(problem)
+        exact = A.H(A(problem.volume))
+    else:
+        exact = answer(case, problem, "")
+    exact, got = exact.ravel(), got.ravel()
+    difference = exact - got * (got @ exact / (got @ got))
+    return float(np.linalg.norm(difference) / np.linalg.norm(exact))

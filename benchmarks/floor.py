@@ -13,8 +13,11 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-#: (oversampling, width of the spreading kernel) of FINUFFT at accuracy 3e-5, the two that it offers.
-NUFFT_CHOICES = ((1.25, 8), (2.0, 6))
+#: Iterations of conjugate gradients in `mean`.
+ITERATIONS = 20
+
+#: Our non-uniform FFT in single precision: samples of the fine grid per wanted one, and width of the spreading kernel.
+UPSAMPLING, WIDTH = 1.25, 8
 
 #: Radius of the tube around each viewing direction, in voxels: twice that of the default window.
 TUBE_RADIUS = 4.0
@@ -81,33 +84,36 @@ def floor(case: str, size: int, views: int, rates: dict[str, float]) -> dict[str
         "kernel": _tube,
         "kernel-ctf": _kernel,
         "gram": _toeplitz,
+        "gram-2x": _toeplitz,
+        "mean": _mean,
+        "tilt": _tilt,
+        "tv": _tv,
     }[case](size, views)
     speed = {"fft_flops": rates["fft_gflops"], "flops": rates["matmul_gflops"], "bytes": rates["copy_gbs"]}
     seconds = {stage: stages[stage] / speed[stage] / 1e9 for stage in speed}
     return {**stages, "stage_seconds": seconds, "seconds": sum(seconds.values())}
 
 
-def _nufft(grid: int, points: int) -> dict[str, Any]:
-    """The cheaper of the two choices, counting four operations per point and cell as free as eight bytes."""
-
-    def work(choice: tuple[float, int]) -> tuple[float, float]:
-        side = fast_length(math.ceil(choice[0] * grid))
-        # real, so half of the lines, and on each axis only those that hold or will keep something
-        lines = 0.5 * (grid**2 + grid * side + side**2)
-        return lines * fft_flops(side), 4.0 * points * choice[1] ** 3
-
-    fft, spread = min((work(c) for c in NUFFT_CHOICES), key=lambda w: w[0] + w[1] / 10)
-    return {"fft_flops": fft, "flops": spread, "points": points}
+def _nufft(grid: int, points: int, operations: int) -> dict[str, Any]:
+    """``operations`` per point and cell: a product and a sum of two real numbers, or of a complex and a real one."""
+    side = fast_length(math.ceil(UPSAMPLING * grid))
+    # real, so half of the lines, and on each axis only those that hold or will keep something
+    lines = 0.5 * (grid**2 + grid * side + side**2)
+    return {
+        "fft_flops": lines * fft_flops(side),
+        "flops": float(operations * points * WIDTH**3),
+        "points": points,
+    }
 
 
 def _forward(size: int, views: int) -> dict[str, Any]:
     points = views * slice_points(size)
-    nufft = _nufft(size, points)
+    nufft = _nufft(size, points, 4)
     # each real two-dimensional transform: half the rows, then half the columns
     images = views * size * fft_flops(size)
     return {
         **nufft,
-        "formula": "one 3-D NUFFT of P h points (h: half a slice) on (sigma n)^3, w^3 cells a point;"
+        "formula": "one 3-D NUFFT of P h points (h: half a slice) on (1.25 n)^3, 8^3 cells a point;"
         " P real 2-D FFTs; images, slices and points through memory once",
         "fft_flops": nufft["fft_flops"] + images,
         "bytes": 4.0 * views * size**2 + points * (8 + 12) + 4.0 * size**3,
@@ -116,14 +122,14 @@ def _forward(size: int, views: int) -> dict[str, Any]:
 
 def _kernel(size: int, views: int) -> dict[str, Any]:
     points = views * slice_points(size)
-    nufft = _nufft(2 * size - 1, points)
+    nufft = _nufft(2 * size - 1, points, 2)
     side = fast_length(2 * size - 1)
     return {
         **nufft,
-        "formula": "one 3-D NUFFT of P h points on (sigma (2n-1))^3, w^3 cells a point; P h squared CTF values;"
+        "formula": "one real 3-D NUFFT of P h points on (1.25 (2n-1))^3, 8^3 cells a point; P h squared CTF values;"
         " one real FFT of (2n)^3; points, strengths and kernel through memory once",
         "fft_flops": nufft["fft_flops"] + 1.5 * side**2 * fft_flops(side),
-        "bytes": points * (8 + 12) + 3 * 4.0 * side**3,
+        "bytes": points * (4 + 12) + 3 * 4.0 * side**3,
     }
 
 
@@ -152,4 +158,54 @@ def _toeplitz(size: int, views: int) -> dict[str, Any]:
         "flops": 0.0,
         "fft_flops": 2 * lines * fft_flops(side),
         "bytes": 4.0 * side**2 * half + 4 * 8.0 * size * side * half + 8.0 * size**3,
+    }
+
+
+def _mean(size: int, views: int) -> dict[str, Any]:
+    parts = [_forward(size, views), _kernel(size, views)]
+    parts += ITERATIONS * [_toeplitz(size, views), _preconditioner(size)]
+    return {
+        "formula": f"adjoint and kernel with CTF, and {ITERATIONS} times: gram, one real FFT of n^3 forth and back, and"
+        " ten volumes through memory",
+        **{key: sum(part[key] for part in parts) for key in ("points", "flops", "fft_flops", "bytes")},
+    }
+
+
+def _preconditioner(size: int) -> dict[str, Any]:
+    """With the vectors of an iteration: x, r, p, q and z are read seven times and written three times."""
+    return {
+        "points": 0,
+        "flops": 0.0,
+        "fft_flops": 2 * 1.5 * size**2 * fft_flops(size),
+        "bytes": 10 * 4.0 * size**3,
+    }
+
+
+def _tilt(size: int, views: int) -> dict[str, Any]:
+    """Of an evaluation that is separable along the tilt axis, of which ours makes no use."""
+    nz, ny, nx, rows = size, 2 * size, 2 * size, size  # frequencies 0 to Nyquist along the tilt axis
+    fz, fx = (fast_length(math.ceil(UPSAMPLING * n)) for n in (nz, nx))
+    points = rows * views * nx
+    along_y = 0.5 * (nz + views) * nx * fft_flops(ny)
+    slices = rows * (nx * fft_flops(fz) + fz * fft_flops(fx))
+    images = views * rows * fft_flops(nx)
+    # real volume and images, both half-transformed in complex, and the points
+    memory = 4.0 * (nz + views) * ny * nx + 2 * 8.0 * rows * (nz + views) * nx
+    return {
+        "formula": "twice: real FFTs of volume and images along the tilt axis; for each of n frequencies a 2-D NUFFT of"
+        " (n, 2n) on (1.25 n, 2.5 n), 8^2 cells for each of T 2n points, and T FFTs of 2n; all arrays once",
+        "points": 2 * points,
+        "flops": 2 * 4.0 * points * WIDTH**2,
+        "fft_flops": 2 * (along_y + slices + images),
+        "bytes": 2 * memory,
+    }
+
+
+def _tv(size: int, views: int) -> dict[str, Any]:
+    return {
+        "formula": "the volume read and three components written; 14 operations a voxel, a root and a quotient apart",
+        "points": 0,
+        "flops": 14.0 * size**3,
+        "fft_flops": 0.0,
+        "bytes": 4 * 4.0 * size**3,
     }

@@ -4,7 +4,7 @@
 Every measurement is a process of its own. The images, with CTF and in two half sets, are made when they are read and
 are white noise: what they hold changes no time. Making them is not counted: the pass reports its own seconds of
 computing. The peak of memory is that of the whole process, a table of 2 kB per particle included, as it comes from a
-STAR file.
+STAR file. ``--estimate RECORD.json`` says, without measuring, what a record means for a data set of another size.
 """
 
 from __future__ import annotations
@@ -35,10 +35,17 @@ def main(argv: list[str] | None = None) -> int:
                         help="also a reconstruction of the largest number of --particles, for its memory")  # fmt: skip
     parser.add_argument("--json", type=Path, help="file to write the record to")
     parser.add_argument("--png", type=Path, help="file to write the plot to")
+    parser.add_argument("--estimate", type=Path, metavar="RECORD.json",
+                        help="print what the record says of a larger data set, and measure nothing")  # fmt: skip
+    parser.add_argument("--of", type=int, nargs=2, default=[1_000_000, 512], metavar=("P", "N"),
+                        help="particles and size of --estimate")  # fmt: skip
     parser.add_argument("--point", help=argparse.SUPPRESS)
     options = parser.parse_args(argv)
     if options.point:
         print(json.dumps(measure(**json.loads(options.point))))
+        return 0
+    if options.estimate:
+        print(estimate(json.loads(options.estimate.read_text()), *options.of))
         return 0
     base = dict(zip(SWEEPS, options.at, strict=True))
     record: dict[str, Any] = {"schema": 1, "machine": processes.machine(), "at": base, "sweeps": {}}
@@ -146,6 +153,38 @@ def exponent(rows: list[dict[str, Any]], name: str) -> float | None:
     return sum((x - mean[0]) * (y - mean[1]) for x, y in points) / sum((x - mean[0]) ** 2 for x, _ in points)
 
 
+def estimate(record: dict[str, Any], particles: int, size: int) -> str:
+    """Seconds of the pass over a data set that was not measured, from the fitted power of the size.
+
+    The number of particles enters as it is: its measured exponent is printed beside, and should be 1.
+    """
+    sweeps, at = record["sweeps"], record["at"]
+    power = sweeps["size"]["exponent"]
+    if power is None:
+        raise SystemExit("the record holds one size only, from which nothing can be foretold")
+    rows = sweeps["size"]["rows"]
+    largest = rows[-1]
+    per_image = 1e-3 * largest["milliseconds_per_particle"] * (size / largest["size"]) ** power
+    # the end of the pass is transforms of a volume: n^3 log n, on a grid five times as wide
+    finish = largest["seconds"]["finishing"] * (size / largest["size"]) ** 3
+    finish *= math.log(5 * size) / math.log(5 * largest["size"])
+    hours, gigabytes = particles * per_image / 3600, 4e-9 * particles * size**2
+    lines = [
+        f"{particles} particles of {size} pixels with CTF, {largest['threads']} threads of {record['machine']['cpu']}",
+        f"measured: {largest['milliseconds_per_particle']:.3f} ms per image of {largest['size']} pixels,"
+        f" seconds ~ size^{power:.2f} (sizes {', '.join(str(r['size']) for r in rows[-3:])})",
+    ]
+    exponent = sweeps["particles"]["exponent"]
+    if exponent is not None:
+        lines.append(f"measured: seconds ~ particles^{exponent:.2f} at {at['size']} pixels")
+    lines += [
+        f"estimate: {1e3 * per_image:.2f} ms per image, {hours:.1f} hours for the pass over the images,"
+        f" {finish:.0f} s for its end",
+        f"the images are {gigabytes:.0f} GB in float32, read at {gigabytes / 3.6 / hours:.0f} MB/s meanwhile",
+    ]
+    return "\n".join(lines)
+
+
 def show(name: str, sweep: dict[str, Any]) -> None:
     print(f"{name:>9} {'s':>9} {'ms/image':>9} {'finish s':>9} {'peak MB':>9}")
     for row in sweep["rows"]:
@@ -173,14 +212,24 @@ def plot(record: dict[str, Any], path: Path) -> None:
     FigureCanvasAgg(figure)
     for axes, name in zip(figure.subplots(1, 3), SWEEPS, strict=True):
         sweep = record["sweeps"][name]
-        axes.loglog(
-            [r[name] for r in sweep["rows"]], [r["milliseconds_per_particle"] for r in sweep["rows"]], "o-"
-        )
-        others = ", ".join(f"{v} {k}" for k, v in record["at"].items() if k != name)
-        power = "" if sweep["exponent"] is None else f"\nseconds ~ {name}^{sweep['exponent']:.2f}"
-        axes.set(xlabel=name, ylabel="ms per image", title=f"{others}{power}")
+        values = [r[name] for r in sweep["rows"]]
+        milliseconds = [r["milliseconds_per_particle"] for r in sweep["rows"]]
+        axes.loglog(values, milliseconds, "o-", label="measured")
+        title = ", ".join(f"{k} {v}" for k, v in record["at"].items() if k != name)
+        if sweep["exponent"] is not None:
+            # of one image: the number of images is not among what the fit is of
+            power = sweep["exponent"] - (name == "particles")
+            x, y = (math.exp(sum(map(math.log, v[-3:])) / len(v[-3:])) for v in (values, milliseconds))
+            fit = [y * (v / x) ** power for v in values[-3:]]
+            axes.loglog(
+                values[-3:], fit, "k--", linewidth=1, label=f"seconds ~ {name}^{sweep['exponent']:.2f}"
+            )
+        axes.set(xlabel=name, ylabel="ms per image", title=title)
+        axes.set_xticks(values, [str(v) for v in values])
+        axes.set_xticks([], minor=True)
         axes.title.set_fontsize(9)
-        axes.grid(True, which="both", alpha=0.3)
+        axes.legend(fontsize=8)
+        axes.grid(True, alpha=0.3)
     figure.savefig(path, dpi=150)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import platform
@@ -12,7 +13,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -97,12 +98,13 @@ def machine() -> dict[str, Any]:
     }
 
 
-def import_error(python: str, module: str) -> str | None:
-    """Why ``python`` cannot import a module, or None."""
+@functools.cache
+def import_error(python: str, modules: str) -> str | None:
+    """Why ``python`` cannot import all of the modules (names with commas between), or None."""
     with tempfile.TemporaryDirectory() as folder:
         try:
             done = subprocess.run(
-                [python, "-c", f"import {module}"], cwd=folder, capture_output=True, text=True
+                [python, "-c", f"import {modules}"], cwd=folder, capture_output=True, text=True
             )
         except OSError as error:
             return f"{python} cannot be started: {error}"
@@ -126,16 +128,19 @@ class Run:
     map: Path
 
 
-def reconstruct(engine: str, stack: Path, out: Path, threads: int) -> Run:
-    """Run one program on ``stack/particles.star``; its map goes below ``out``."""
+def reconstruct(
+    engine: str, stack: Path, out: Path, threads: int, options: Sequence[str] = ("--reg", "none")
+) -> Run:
+    """Run one program on ``stack/particles.star``; its map goes below ``out``. ``options`` are for ours."""
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir()
     star = str(stack / "particles.star")
-    made = out / "run" / "map.mrc" if engine == "invcryo" else out / "map.mrc"
+    ours = engine.startswith("invcryo")
+    made = out / "run" / "map.mrc" if ours else out / "map.mrc"
     relion = ["--i", star, "--o", str(made), "--ctf"]
-    invcryo = ["reconstruct", star, "-o", str(out / "run"), "--reg", "none", "--threads", str(threads)]
+    words = ["reconstruct", star, "-o", str(out / "run"), *options, "--threads", str(threads)]
     command = {
-        "invcryo": [sys.executable, "-m", "invcryo", *invcryo],
+        "invcryo": [sys.executable, "-m", "invcryo", *words],
         "relion": ["relion_reconstruct", *relion],
         "relion:mpi": [
             "mpirun",
@@ -145,7 +150,7 @@ def reconstruct(engine: str, stack: Path, out: Path, threads: int) -> Run:
             "relion_reconstruct_mpi",
             *relion,
         ],
-    }[engine]
+    }["invcryo" if ours else engine]
     with open(out / "log.txt", "w") as log:
         start = time.perf_counter()
         process = subprocess.Popen(

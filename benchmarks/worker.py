@@ -36,7 +36,7 @@ class Worker:
         name, _, variant = engine.partition(":")
         self._module = importlib.import_module(f"engine_{name}")
         self._case, self._variant = case, variant
-        self._call = self._module.call(case, make_problem(size, views), variant)
+        self._call = self._module.call(case, make_problem(case, size, views), variant)
         return {"versions": self._module.versions()}
 
     def warm_up(self) -> dict[str, Any]:
@@ -54,19 +54,16 @@ class Worker:
 
     def check(self, size: int, views: int, out: str) -> dict[str, Any]:
         """Write the engine's answer to a small problem."""
-        np.save(out, self._module.answer(self._case, make_problem(size, views), self._variant))
+        small = make_problem(self._case, size, views)
+        np.save(out, self._module.answer(self._case, small, self._variant))
         return {}
 
-    def compare(self, case: str, tube: bool, size: int, views: int, answer: str) -> dict[str, Any]:
-        """Relative error of an answer, after one best factor, against double precision."""
+    def compare(self, case: str, engine: str, size: int, views: int, answer: str) -> dict[str, Any]:
+        """Relative error of an engine's answer, against double precision."""
         import engine_invcryo
 
-        exact = engine_invcryo.reference(
-            case, make_problem(size, views, "float64"), "tube" if tube else ""
-        ).ravel()
-        got = np.load(answer).astype(np.float64).ravel()
-        difference = exact - got * (got @ exact / (got @ got))
-        return {"error": float(np.linalg.norm(difference) / np.linalg.norm(exact))}
+        small = make_problem(case, size, views, "float64")
+        return {"error": engine_invcryo.error(case, small, engine, np.load(answer))}
 
     def rates(self, size: int, threads: int) -> dict[str, Any]:
         import floor

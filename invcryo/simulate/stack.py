@@ -94,6 +94,10 @@ class SimulatedImages:
         Standard deviation of the noise in the units of the images; 0 without noise.
     """
 
+    # For `LeastSquares`: indexing runs parallel loops, which must not start in a second thread, beside those of the
+    # pass over the images.
+    read_ahead = False
+
     def __init__(
         self,
         volume: NDArray[np.float32],
