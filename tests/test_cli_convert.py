@@ -130,7 +130,11 @@ def test_passthrough(convert, folder):
     save("main.cs", [k for k in table if k not in ctf], np.arange(12))
     save("passthrough.cs", ["uid", *ctf], np.arange(12)[::-1])
     save("few.cs", ["uid", *ctf], np.arange(5))
-    assert convert("main.cs", "joined.star", "--passthrough", "passthrough.cs")[0] == 0
+    assert convert("main.cs", "--passthrough", "passthrough.cs", "joined.star")[0] == 0
+    assert (
+        convert("main.cs", "twice.star", "--passthrough", "passthrough.cs", "--passthrough", "main.cs")[0]
+        == 0
+    )
     joined, direct = read_particles("joined.star").ctf, read_particles("particles.star").ctf
     np.testing.assert_allclose(joined.defocus_u_angstrom, direct.defocus_u_angstrom, rtol=6e-8)
     code, _, err = convert("main.cs", "none.star", "--passthrough", "few.cs")

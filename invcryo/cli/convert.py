@@ -50,9 +50,9 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--passthrough",
         metavar="FILE",
-        nargs="+",
+        action="append",
         default=[],
-        help="further .cs files of the same particles, for the columns that IN lacks",
+        help="further .cs file of the same particles, for the columns that IN lacks; may be given several times",
     )
     parser.add_argument(
         "--show",
