@@ -130,7 +130,7 @@ def test_passthrough(convert, folder):
     save("main.cs", [k for k in table if k not in ctf], np.arange(12))
     save("passthrough.cs", ["uid", *ctf], np.arange(12)[::-1])
     save("few.cs", ["uid", *ctf], np.arange(5))
-    assert convert("main.cs", "--passthrough", "passthrough.cs", "joined.star")[0] == 0
+    assert convert("--passthrough", "passthrough.cs", "main.cs", "joined.star")[0] == 0
     assert (
         convert("main.cs", "twice.star", "--passthrough", "passthrough.cs", "--passthrough", "main.cs")[0]
         == 0

@@ -40,7 +40,9 @@ def add_parser(commands: Any) -> None:
         commands, "convert", run, "between RELION and cryoSPARC, and all conventions", _DESCRIPTION, _EXAMPLES
     )
     parser.add_argument("input", metavar="IN", help="particle set: .star or .cs")
-    parser.add_argument("output", metavar="OUT", nargs="?", help="file to write: .star, .cs or .csv")
+    parser.add_argument(
+        "output", metavar="OUT", nargs="?", help="file to write: .star, .cs or .csv; directly after IN"
+    )
     parser.add_argument(
         "--to",
         choices=_CONVENTIONS,
