@@ -176,6 +176,7 @@ _PHRASES: tuple[tuple[str, Any], ...] = (
     (r"degrees=False", "--angles radians"),
     (r"fresh=True", "--fresh"),
     (r"use scale (\d)", r"use --scale \1"),
+    (r"placement='(\w+)'", r"--placement \1"),
     (r"force_mask=True", "--force-mask"),
     (r"degrees=True", "--angles degrees"),
     (r"contrast='(\w+)'", r"--contrast \1"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,13 +31,16 @@ _EXAMPLES = """\
   invcryo fsc run/half1_noreg.mrc run/half2_noreg.mrc
   invcryo fsc half1.mrc half2.mrc --mask mask.mrc -o run/masked --plot run/masked.png
   invcryo fsc run/map.mrc truth.mrc --table
+  invcryo fsc run/map.mrc model.pdb --mask mask.mrc
 """
 
 
 def add_parser(commands: Any) -> None:
     parser = new_parser(commands, "fsc", run, "compare two maps, resolution", _DESCRIPTION, _EXAMPLES)
     parser.add_argument("first", metavar="A.mrc", help="a map")
-    parser.add_argument("second", metavar="B.mrc", help="another one, on the same grid")
+    parser.add_argument(
+        "second", metavar="B.mrc", help="another one, on the same grid; or an atomic model (.pdb, .cif, .ent)"
+    )
     parser.add_argument("--mask", metavar="M.mrc", help="soft mask with values from 0 to 1, on the same grid")
     parser.add_argument(
         "--pixel-size",
@@ -50,6 +54,13 @@ def add_parser(commands: Any) -> None:
         default="C1",
         metavar="G",
         help="point group imposed on the maps (C1, C4, D2, T, O, I, ...); raises the half-bit curve",
+    )
+    parser.add_argument(
+        "--placement",
+        choices=("header", "centre"),
+        default="header",
+        help="where a model lies: at its coordinates in the frame of the header of A.mrc, or moved to the"
+        " centre of the map; default: header",
     )
     parser.add_argument("--table", action="store_true", help="print the curve, shell by shell")
     parser.add_argument(
@@ -67,11 +78,15 @@ def add_parser(commands: Any) -> None:
 def run(args: argparse.Namespace, words: Sequence[str], console: Console) -> tuple[int, dict[str, Any]]:
     outputs = _outputs(args)
     from ..io import read_map
-    from ..metrics import fsc, phase_randomised_fsc, write_fsc_star, write_fsc_xml
+    from ..metrics import fsc, model_on_grid, phase_randomised_fsc, write_fsc_star, write_fsc_xml
     from ..symmetry import point_group
 
     order = len(point_group(args.sym))
-    a, b = (read_map(path, pixel_size=args.pixel_size) for path in (args.first, args.second))
+    a = read_map(args.first, pixel_size=args.pixel_size)
+    if _is_model(args.second):
+        b = replace(a, data=model_on_grid(a, args.second, placement=args.placement), source=args.second)
+    else:
+        b = read_map(args.second, pixel_size=args.pixel_size)
     sizes = (a.pixel_size, b.pixel_size)
     curves: FSC | MaskedFSC
     if args.mask is None:
@@ -113,6 +128,10 @@ def run(args: argparse.Namespace, words: Sequence[str], console: Console) -> tup
         "files": list(outputs.values()),
         "warnings": console.warnings,
     }
+
+
+def _is_model(name: str) -> bool:
+    return name.lower().removesuffix(".gz").endswith((".pdb", ".ent", ".cif", ".mmcif"))
 
 
 def resolution_text(curve: FSC, threshold: float | str, symmetry_order: int = 1) -> str:

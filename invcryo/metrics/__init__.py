@@ -21,6 +21,7 @@ from .fsc import (
 from .local import LocalResolution, local_resolution
 from .maps import correlation, nrmse, psnr, radial_average
 from .masks import automatic_threshold, soft_mask, soft_sphere
+from .model import map_model_fsc, model_on_grid
 from .postprocess import (
     Guinier,
     GuinierFit,
@@ -47,7 +48,9 @@ __all__ = [
     "fsc",
     "half_bit",
     "local_resolution",
+    "map_model_fsc",
     "mask_fraction_fsc",
+    "model_on_grid",
     "nrmse",
     "phase_randomised_fsc",
     "postprocess",
