@@ -230,31 +230,52 @@ def difference_adjoint(u, periodic, out):
                 out[z, y, i] = total
 
 
-@njit(parallel=True, **_options)
-def shrink_groups(z, tau, out):
-    zero = z.dtype.type(0)
-    for k in prange(z.shape[1]):
-        square = zero
-        for i in range(z.shape[0]):
-            square += z[i, k] * z[i, k]
-        length = math.sqrt(square)
-        factor = zero if length <= tau else (length - tau) / length  # NaN stays NaN
-        for i in range(z.shape[0]):
-            out[i, k] = factor * z[i, k]
+_RUN = 512  # entries whose lengths are held at a time, in the nearest cache
 
 
-@njit(parallel=True, **_options)
-def project_groups(z, radius, out):
+@njit(error_model="numpy", **_options)
+def _shrink_run(z, start, stop, tau, ball, length, out):
+    """One run of `shrink_groups` or `project_groups`: plain loops along the groups, which the compiler makes wide."""
     zero = z.dtype.type(0)
     one = z.dtype.type(1)
-    for k in prange(z.shape[1]):
-        square = zero
-        for i in range(z.shape[0]):
-            square += z[i, k] * z[i, k]
-        length = math.sqrt(square)
-        factor = one if length <= radius else radius / length
-        for i in range(z.shape[0]):
-            out[i, k] = factor * z[i, k]
+    n = stop - start
+    length[:n] = zero
+    for i in range(z.shape[0]):
+        row = z[i, start:stop]
+        for k in range(n):
+            length[k] += row[k] * row[k]
+    if ball:
+        for k in range(n):
+            size = math.sqrt(length[k])
+            length[k] = one if size <= tau else tau / size
+    else:
+        for k in range(n):
+            size = math.sqrt(length[k])
+            length[k] = zero if size <= tau else (size - tau) / size  # NaN stays NaN
+    for i in range(z.shape[0]):
+        row = z[i, start:stop]
+        to = out[i, start:stop]
+        for k in range(n):
+            to[k] = length[k] * row[k]
+
+
+@njit(parallel=True, **_options)
+def _shrink(z, tau, ball, out):
+    n = z.shape[1]
+    runs = (n + _RUN - 1) // _RUN
+    parts = min(runs, 64)
+    for part in prange(parts):
+        length = np.empty(_RUN, z.dtype)
+        for run in range(runs * part // parts, runs * (part + 1) // parts):
+            _shrink_run(z, run * _RUN, min(n, (run + 1) * _RUN), tau, ball, length, out)
+
+
+def shrink_groups(z, tau, out):
+    _shrink(z, tau, False, out)
+
+
+def project_groups(z, radius, out):
+    _shrink(z, radius, True, out)
 
 
 @njit(parallel=True, **_options)
