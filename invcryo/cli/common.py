@@ -177,6 +177,7 @@ _PHRASES: tuple[tuple[str, Any], ...] = (
     (r"fresh=True", "--fresh"),
     (r"use scale (\d)", r"use --scale \1"),
     (r"placement='(\w+)'", r"--placement \1"),
+    (r"\(fit_range\)", "(--fit-from)"),
     (r"force_mask=True", "--force-mask"),
     (r"degrees=True", "--angles degrees"),
     (r"contrast='(\w+)'", r"--contrast \1"),

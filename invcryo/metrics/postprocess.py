@@ -447,7 +447,7 @@ def _fit_line(squared: NDArray, values: NDArray, fit_range: tuple[float, float])
         raise ValueError(
             f"no B-factor can be fitted between {low:g} and {max(high, angstrom[-1]):.3g} angstrom:"
             f" {np.count_nonzero(used)} shells there have signal, 2 are needed; give bfactor= a number (0 for"
-            " none), or begin the fit at a lower resolution"
+            " none), or begin the fit at a lower resolution (fit_range)"
         )
     x, y = squared[used], values[used]
     dx, dy = x - x.mean(), y - y.mean()
