@@ -1,4 +1,4 @@
-"""From normal equations to coefficients: least squares, total variation, and the choice of its weight.
+"""From normal equations to coefficients: least squares, and maps with any regulariser.
 
 Each function takes a `Quadratic` made from the data, and never sees an image.
 """
@@ -6,29 +6,79 @@ Each function takes a `Quadratic` made from the data, and never sees an image.
 from __future__ import annotations
 
 import math
-import warnings
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .costs import L21, NonNegative, Quadratic, SquaredL2, Support
-from .operators import Gradient, LinOp, Mask
-from .solvers import Result, admm, cg, circulant_preconditioner, residual_below, run
+from .costs import L1, L21, Cost, NonNegative, Quadratic, Schatten, SquaredL2, Support
+from .operators import Gradient, Hessian, LinOp, Mask, Wavelet
+from .solvers import Result, State, admm, cg, circulant_preconditioner, residual_below, run
 
 __all__ = [
+    "PENALTIES",
     "InterruptedStage",
-    "choose_lambda",
     "least_squares_map",
     "mean_eigenvalue",
-    "noise_scale",
+    "penalty_for",
+    "regularised_map",
     "supported",
-    "total_variation_map",
     "unless_interrupted",
 ]
 
 #: Weight of the small Tikhonov term of the unregularised map, relative to the mean eigenvalue of H^H H. It only
 #: decides frequencies that were hardly measured.
 FLOOR = 0.03
+
+
+def _wavelet(shape: tuple[int, ...]) -> Cost:
+    transform = Wavelet(shape)
+    weight = np.ones(shape, np.float32)
+    weight[transform.coarse] = 0  # the coarse band holds the shape of the particle, which is not sparse
+    return L1(weight) @ transform
+
+
+#: Regularisers by name: the cost of coefficients of a shape, without its weight.
+PENALTIES: dict[str, Callable[[tuple[int, ...]], Cost]] = {
+    "tv": lambda shape: L21() @ Gradient(shape),
+    "tv-aniso": lambda shape: L1() @ Gradient(shape),
+    "wavelet": _wavelet,
+    "hessian": lambda shape: Schatten() @ Hessian(shape),
+    "tikhonov": lambda shape: SquaredL2(),
+    "sobolev": lambda shape: SquaredL2() @ Gradient(shape),
+}
+
+
+def penalty_for(reg: Any, shape: tuple[int, ...]) -> Cost:
+    """The regulariser that ``reg`` means on coefficients of a shape.
+
+    Parameters
+    ----------
+    reg : str, Cost or callable
+        A name in `PENALTIES`, a cost of the coefficients, or a function that makes one from their shape.
+    """
+    if isinstance(reg, Cost):
+        penalty: Any = reg
+    elif isinstance(reg, str):
+        if reg not in PENALTIES:
+            raise ValueError(f"unknown regulariser {reg!r}: expected none, {', '.join(PENALTIES)}, or a cost")
+        penalty = PENALTIES[reg](shape)
+    elif callable(reg):
+        penalty = reg(shape)
+    else:
+        raise TypeError(f"a regulariser is a name, a cost, or a function of a shape, got {reg!r}")
+    if not isinstance(penalty, Cost):
+        raise TypeError(
+            f"the regulariser made {type(penalty).__name__} of the shape {shape}, not a cost: return one, such as"
+            " L1() @ Wavelet(shape)"
+        )
+    if penalty.domain is not None and tuple(penalty.domain[0]) != tuple(shape):
+        raise ValueError(
+            f"the regulariser is made for shape {tuple(penalty.domain[0])}, the coefficients have {tuple(shape)}"
+            " (box / scale on each side): give a function of the shape instead"
+        )
+    return penalty
 
 
 class InterruptedStage(Exception):
@@ -46,7 +96,7 @@ def supported(x: NDArray, support: NDArray | None) -> NDArray:
 
 
 def mean_eigenvalue(data: Quadratic) -> float:
-    """Mean eigenvalue of the normal operator: the sum over views of the energy of one footprint."""
+    """Mean eigenvalue of the quadratic form: of a data term, the sum over views of the energy of one footprint."""
     spectrum = data.Q.nearest_circulant()
     if spectrum is None:
         raise ValueError(f"{data.Q!r} has no nearest circulant to take the mean of")
@@ -80,25 +130,40 @@ def least_squares_map(
     tolerance : float
         Relative residual at which to stop.
     """
-    shape, dtype = data.domain
-    damped = (data + floor * mean_eigenvalue(data) * SquaredL2()).quadratic(shape, dtype)
+    damped = (data + floor * mean_eigenvalue(data) * SquaredL2()).quadratic(*data.domain)
     assert damped is not None
-    Q, b = damped.Q, damped.b
-    M: LinOp = circulant_preconditioner(Q, floor=1e-4)
+    return _solve(damped, support, None, tolerance, max_iter, progress, "least squares")
+
+
+def _solve(
+    cost: Quadratic,
+    support: NDArray | None,
+    x0: NDArray | None,
+    tolerance: float,
+    max_iter: int,
+    progress: bool | None,
+    label: str,
+) -> Result:
+    """The minimum of a quadratic on a support."""
+    Q, b = cost.Q, cost.b
+    known = Q.nearest_circulant() is not None
+    M: LinOp | None = circulant_preconditioner(Q, floor=1e-4) if known else None
     if support is not None:
-        S = Mask(support, dtype)
-        Q, b, M = S @ Q @ S, S.apply(b), S @ M @ S
+        S = Mask(support, Q.dtype)
+        Q, b, M = S @ Q @ S, S.apply(b), None if M is None else S @ M @ S
+        x0 = None if x0 is None else S.apply(x0)
     return run(
-        cg(Q, b, M=M.apply),
+        cg(Q, b, x0, M=None if M is None else M.apply),
         max_iter,
         stop=residual_below(tolerance),
-        label="least squares",
+        label=label,
         progress=progress,
     )
 
 
-def total_variation_map(
+def regularised_map(
     data: Quadratic,
+    penalty: Cost,
     lam: float,
     n_pixels: int,
     support: NDArray | None = None,
@@ -108,119 +173,69 @@ def total_variation_map(
     tolerance: float = 1e-2,
     max_iter: int = 200,
     progress: bool | None = None,
-    label: str = "total variation",
+    label: str = "regularised map",
 ) -> Result:
-    """Minimise ``data(c) + lam TV(c)`` with support and positivity, by ADMM.
+    """Minimise ``data(c) + lam penalty(c)`` with support and positivity.
 
     Parameters
     ----------
     data : Quadratic
+    penalty : Cost
+        Of the coefficients, e.g. ``L21() @ Gradient(shape)``. A `Denoiser` works as a prior without value; ``lam``
+        then is the variance of the noise in the images, ``lam / rho`` that which is removed.
     lam : float
+        Not negative.
     n_pixels : int
-        Number of pixels of the data, from which the scale of the penalty is taken.
+        Number of pixels of the data, which sets what the noise can change.
+    support : ndarray of bool, optional
+        Coefficients outside are zero.
     tolerance : float
-        Stop when the relative primal and dual residuals are both below.
+        Stop when the objective is this close to its minimum, relative to the part of the data's energy that the
+        noise can put into the map, or to 0.3 of the energy that the map explains if that is less.
+    x0 : ndarray, optional
+        Start.
 
     Notes
     -----
-    Isotropic total variation with zero-flux borders. One preconditioned CG step per iteration: with the optimal
-    circulant preconditioner and warm starts, more steps were measured to save no iterations. The penalty puts
-    the threshold of the gradients, ``lam / rho``, at half the noise of a coefficient; on simulated particles this
-    reached a relative gap of 1e-3 in 16 to 25 iterations over a range of lam of 16.
+    A penalty with a quadratic form, and no positivity: preconditioned conjugate gradients, to a relative residual of
+    3 % of ``tolerance``. Else ADMM, whose penalties find themselves.
     """
-    gradient = Gradient(data.Q.ishape, dtype=data.Q.dtype)
-    cost = data + lam * (L21() @ gradient)
+    if not (isinstance(lam, (int, float)) and math.isfinite(lam) and lam >= 0):
+        raise ValueError(f"lam, the weight of the regulariser, must be finite and not negative, got {lam!r}")
+    shape, dtype = data.domain
+    if support is not None and support.shape != shape:
+        raise ValueError(f"the support has shape {support.shape}, the coefficients {shape}")
+    prior = lam * penalty if lam > 0 else 0.0 * SquaredL2()
+    cost: Cost = data + prior
+    quadratic = None if positivity else cost.quadratic(shape, dtype)
+    if quadratic is not None:
+        return _solve(quadratic, support, x0, 0.03 * tolerance, max_iter, progress, label)
     if support is not None:
         cost = cost + Support(support, nonnegative=positivity)
     elif positivity:
         cost = cost + NonNegative()
-    penalty = 2.0 * lam * mean_eigenvalue(data) / noise_scale(data, n_pixels)
-    states = admm(cost, max(penalty, 1e-30), x0, inner_iterations=1, relaxation=1.8, adapt=True)
+    coefficients = data.b.size if support is None else np.count_nonzero(support)
+    noise = min(coefficients / n_pixels, 1.0) * data.c
     result = run(
-        states,
+        admm(cost, x0=x0),
         max_iter,
-        stop=residual_below(tolerance, "primal", "dual"),
+        stop=_near_minimum(tolerance, noise, data.c),
         label=label,
         progress=progress,
     )
-    if result.history["objective"][-1] > data.c and result.stopped_by != "interrupt":
-        # an empty map costs data.c: lambda is so large that it is the better one, and likely the best
-        result.x = np.zeros_like(result.x)
+    if result.history["objective"][-1] > data.c and result.stopped_by != "interrupt" and prior.has_value:
+        empty = np.zeros_like(result.x)
+        if result.history["objective"][-1] > data.c + prior(empty):
+            result.x = empty  # lambda is so large that an empty map is the better one, and likely the best
     return result
 
 
-def noise_scale(data: Quadratic, n_pixels: int) -> float:
-    """Standard deviation of the noise in H^H y, if all of the images' energy were white noise.
+def _near_minimum(tolerance: float, noise: float, empty: float) -> Callable[[State], bool]:
+    """Whether the gap, an estimate relative to the energy of the map, is small beside what noise changes."""
 
-    ``sigma sqrt(mean eigenvalue)``, an upper bound that is close for cryo-EM images. It is the natural unit of
-    lambda.
-    """
-    return math.sqrt(max(2.0 * data.c, 1e-300) / n_pixels * mean_eigenvalue(data))
+    def rule(state: State) -> bool:
+        energy = max(empty - state.info["objective"], 1e-300)
+        return state.info["gap"] <= tolerance * min(0.3, noise / energy)
 
-
-def choose_lambda(
-    halves: tuple[Quadratic, Quadratic],
-    n_pixels: tuple[int, int],
-    support: NDArray | None,
-    *,
-    positivity: bool = False,
-    starts: tuple[NDArray | None, NDArray | None] = (None, None),
-    progress: bool | None = None,
-) -> tuple[float, list[dict[str, float]]]:
-    """The weight of the total variation by cross-validation between half sets.
-
-    Each half's map is asked to predict the images of the other half: the score of lambda is
-    ``J_2(c_1(lambda)) + J_1(c_2(lambda))`` with the data terms J of the two halves. It needs neither a truth nor
-    the FSC, and no pass over the images. Lambda moves in factors of 2 from half the noise scale until the score
-    stops falling, and a parabola through the three best gives the minimum.
-
-    Returns
-    -------
-    lam : float
-        For all the data: the noise in H^H y grows as the square root of their number, and lambda with it.
-    search : list of dict
-        ``lam`` and ``score`` of every trial, relative to the score of an empty map.
-    """
-    scales = [noise_scale(q, n) for q, n in zip(halves, n_pixels, strict=True)]
-    unit = math.hypot(*scales)
-    empty = halves[0].c + halves[1].c
-    search: dict[int, float] = {}
-    current = list(starts)
-
-    def score(step: int) -> float:
-        if step not in search:
-            maps = []
-            for i in (0, 1):
-                with warnings.catch_warnings():
-                    warnings.simplefilter("ignore", RuntimeWarning)  # a trial may be cut short
-                    result = total_variation_map(
-                        halves[i],
-                        2.0**step * scales[i],
-                        n_pixels[i],
-                        support,
-                        positivity=positivity,
-                        x0=current[i],
-                        tolerance=3e-2,
-                        max_iter=15,
-                        progress=progress,
-                        label=f"lambda x 2^{step}",
-                    )
-                maps.append(supported(result.x, support))
-                current[i] = result.x
-            search[step] = halves[1](maps[0]) + halves[0](maps[1]) - empty
-        return search[step]
-
-    lowest, highest = -10, 8
-    direction = 1 if score(0) < score(-1) else -1
-    step = 0 if direction == 1 else -1
-    while lowest < step < highest and score(step + direction) < score(step):
-        step += direction
-    best = min(search, key=lambda k: search[k])
-    offset = 0.0
-    if best - 1 in search and best + 1 in search:
-        left, middle, right = (search[best + d] for d in (-1, 0, 1))
-        bend = left - 2 * middle + right
-        if bend > 0:
-            offset = float(np.clip(0.5 * (left - right) / bend, -0.5, 0.5))
-    trials = [{"lam": 2.0**k * unit, "score": search[k] / empty} for k in sorted(search)]
-    return 2.0 ** (best + offset) * unit, trials
+    rule.__name__ = f"gap_below({tolerance:g})"
+    return rule

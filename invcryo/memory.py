@@ -24,7 +24,7 @@ __all__ = [
 ]
 
 #: The stages of a reconstruction, in order; the largest decides.
-STAGES = ("pass over the images", "kernels", "least squares", "total variation", "map")
+STAGES = ("pass over the images", "kernels", "least squares", "regularised", "map")
 
 _SMALLEST_CHUNK = 8
 _CHUNK_PIXELS = 1 << 22
@@ -117,6 +117,7 @@ def plan_memory(
     *,
     scale: float = 1.0,
     reg: str = "tv",
+    splits: int = 3,
     groups: int = 2,
     half_maps: bool = False,
     ctf: bool = True,
@@ -131,7 +132,10 @@ def plan_memory(
         Number of images and their side in pixels.
     scale : float
         Pixels per coefficient.
-    reg : "tv" or "none"
+    reg : str
+        "none", or the name of a regulariser.
+    splits : int
+        Volumes that the operator of the regulariser makes of one, 3 for total variation; 0 if it is quadratic.
     groups : int
         Half sets that are kept apart: 2, or 1.
     half_maps : bool
@@ -155,7 +159,7 @@ def plan_memory(
 
     def plan(chunk: int, scale: float = scale) -> MemoryPlan:
         side = round(box / scale)
-        fixed = _sums(side, groups) + _kernels(side, groups) + _solving(side, reg, groups)
+        fixed = _sums(side, groups) + _kernels(side, groups) + _solving(side, reg, splits, groups)
         arrays = fixed + _maps(box, half_maps, reg) + _images(min(chunk, particles), box, groups, ctf)
         return MemoryPlan(tuple(arrays), libraries, min(chunk, particles), limit)
 
@@ -231,7 +235,7 @@ def _kernels(n: int, groups: int) -> list[PlannedArray]:
     ]
 
 
-def _solving(n: int, reg: str, groups: int) -> list[PlannedArray]:
+def _solving(n: int, reg: str, splits: int, groups: int) -> list[PlannedArray]:
     """The solvers' share, in volumes as counted at their peak: the one place to adjust when a solver changes.
 
     Conjugate gradients are left out: their 8 volumes come after the nearest periodic kernel was made, which takes more.
@@ -242,15 +246,17 @@ def _solving(n: int, reg: str, groups: int) -> list[PlannedArray]:
     arrays = [
         PlannedArray("solutions by least squares and their states", volume, "float32", STAGES[2:], states)
     ]
-    if reg == "tv":
-        arrays.append(PlannedArray("ADMM", volume, "float32", ("total variation",), 44))
-        if groups == 2:  # the search for lambda
-            arrays.append(PlannedArray("the last state of ADMM", volume, "float32", ("total variation",), 30))
+    if reg != "none":
+        # as measured with 1, 3 and 6 volumes per split; a quadratic regulariser takes conjugate gradients
+        solver = 14 + 3 * splits if splits else 8
+        arrays.append(PlannedArray("the regularised solver", volume, "float32", ("regularised",), solver))
+        if groups == 2:  # the search for lambda keeps the last map of each half
+            arrays.append(PlannedArray("maps of the last lambda", volume, "float32", ("regularised",), 2))
     return arrays
 
 
 def _maps(box: int, half_maps: bool, reg: str) -> list[PlannedArray]:
-    number = (3 if half_maps else 1) * (2 if reg == "tv" else 1)
+    number = (3 if half_maps else 1) * (1 if reg == "none" else 2)
     return [
         PlannedArray("maps", (box,) * 3, "float32", STAGES[2:], number),
         PlannedArray("synthesis of a map", (box,) * 3, "float32", ("map",), 8),

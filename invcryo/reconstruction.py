@@ -10,6 +10,7 @@ import logging
 import math
 import os
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,20 +18,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .checkpoint import Checkpoint
-from .costs import LeastSquares
+from .costs import Cost, LeastSquares
 from .data import ParticleStack
 from .grid import centred_coordinates
 from .inversion import (
+    PENALTIES,
     InterruptedStage,
-    choose_lambda,
     least_squares_map,
+    penalty_for,
+    regularised_map,
     supported,
-    total_variation_map,
     unless_interrupted,
 )
 from .memory import MemoryPlan, plan_memory
 from .metrics import FSC, fsc
 from .operators import ImageFilter, LinOp, Projector
+from .selection import choose_lambda, lambda_max, noise_level, scaled_lambda
 from .solvers import Result
 from .testing import check_gram
 from .window import KaiserBessel, Window
@@ -53,8 +56,15 @@ class Reconstruction:
     half2_noreg: NDArray | None = None
     fsc: FSC | None = None
     fsc_noreg: FSC | None = None
+    #: How the images are regularised: a name of `PENALTIES`, "none", or the type of a cost that was given.
+    reg: str = "none"
     lam: float | None = None
-    lam_search: list[dict[str, float]] | None = None
+    #: "cross-validation", "discrepancy" or "given".
+    lam_rule: str | None = None
+    #: A weight from which on the map is trivial, where the regulariser is a norm.
+    lam_max: float | None = None
+    #: Of every weight that was tried: see `Selection`.
+    lam_search: list[dict[str, Any]] | None = None
     history: dict[str, list[float]] = field(default_factory=dict)
     stopped_by: str = ""
     gram_error: float = math.nan
@@ -110,7 +120,7 @@ def forward_model(
 def reconstruct(
     stack: ParticleStack,
     *,
-    reg: str = "tv",
+    reg: str | Cost | Callable[[tuple[int, ...]], Cost] = "tv",
     lam: float | str = "auto",
     positivity: bool = False,
     mask: NDArray | str | None = "ball",
@@ -130,12 +140,15 @@ def reconstruct(
     ----------
     stack : ParticleStack
         Images are read once, in chunks, while others are computed with.
-    reg : "tv" or "none"
-        Isotropic total variation, or least squares.
-    lam : float or "auto"
-        Weight of the total variation in ``||H c - y||^2 / 2 + lam TV(c)``; "auto" chooses it by `choose_lambda`.
+    reg : str, Cost or callable
+        The regulariser R of the coefficients c: "tv" (isotropic total variation), another name in `PENALTIES`, "none"
+        (least squares), a cost such as ``L1() @ Wavelet(shape)`` or `Denoiser`, or a function that makes one from the
+        shape of the coefficients.
+    lam : float, "auto" or "discrepancy"
+        Weight of the regulariser in ``||H c - y||^2 / 2 + lam R(c)``; "auto" chooses it by cross-validation of the half
+        sets, "discrepancy" by the noise in the corners of the images: see `choose_lambda`.
     positivity : bool
-        Keep the coefficients, and with them the density, at or above zero. With ``reg="tv"`` only.
+        Keep the coefficients, and with them the density, at or above zero. Needs a regulariser.
     mask : ndarray of bool, "ball" or None
         Where the coefficients may differ from zero: a (box, box, box) mask in voxels, the largest ball of the box
         less two voxels, or everywhere.
@@ -149,7 +162,7 @@ def reconstruct(
         Also reconstruct the two half sets, with the same lambda, and their FSC. Uses ``stack.half``, or splits at
         random with a warning.
     max_iter : int, optional
-        Limit of iterations; default 100 for "none", 200 for "tv".
+        Limit of iterations; default 100 for "none", else 200.
     memory : float, optional
         Gigabytes (1e9 bytes) that the process may hold; default: what it holds now and what the machine has free. It
         decides how many images are read at a time; what cannot fit is refused before work, see `plan`.
@@ -166,12 +179,7 @@ def reconstruct(
     The FSC of two maps that share a regulariser is biased by it: ``fsc_noreg``, between the unregularised half
     maps, is the one to quote as a resolution.
     """
-    if reg not in ("tv", "none"):
-        raise ValueError(f"unknown regulariser {reg!r}: expected 'tv' or 'none'")
-    if reg == "none" and (positivity or lam != "auto"):
-        raise ValueError("positivity and lam need a regulariser: use reg='tv' (lam=0 is no penalty)")
-    if not (lam == "auto" or (isinstance(lam, (int, float)) and math.isfinite(lam) and lam >= 0)):
-        raise ValueError(f"lam must be 'auto' or a number that is not negative, got {lam!r}")
+    rule = _check(reg, lam, positivity)
     if len(stack) == 0:
         raise ValueError("the stack holds no particles")
     start = time.perf_counter()
@@ -179,10 +187,10 @@ def reconstruct(
     notes: list[str] = []
     model = forward_model(stack, window, scale=scale)
     support = _support(mask, model.ishape, stack.box, scale)
-    planned, error = _plan(stack, model, reg, lam, scale, half_maps, memory)
-    cross_validated = reg == "tv" and lam == "auto"
+    penalty = None if rule is None else penalty_for(reg, model.ishape)
+    planned, error = _plan(stack, model, penalty, rule, scale, half_maps, memory)
     groups = None
-    if half_maps or cross_validated:
+    if half_maps or rule == "cross-validation":
         if len(stack) < 2:
             raise ValueError("one particle cannot be split into half sets: give lam and half_maps=False")
         stack = _with_halves(stack, rng, notes)
@@ -192,6 +200,7 @@ def reconstruct(
     cost = LeastSquares(model, stack.images, symmetry=symmetry, chunk=planned.chunk, progress=progress)
     first_pass = cost.normal_equations(groups, checkpoint=checkpoint)
     data = first_pass.quadratics
+    noise = noise_level(stack.images) if rule == "discrepancy" else None
     whole = data[0] if len(data) == 1 else data[0].plus(data[1])
     sizes = [len(stack)] if groups is None else [int((groups == g).sum()) for g in (1, 2)]
     n_pixels = [size * stack.box**2 for size in sizes]
@@ -211,6 +220,8 @@ def reconstruct(
         pixel_size=stack.pixel_size,
         history=plain.history,
         stopped_by=plain.stopped_by,
+        reg=reg if isinstance(reg, str) else _name(penalty),
+        lam_rule=rule,
         gram_error=error,
         seconds=seconds,
         warnings=notes,
@@ -227,39 +238,50 @@ def reconstruct(
             out.half1_noreg, out.half2_noreg = (voxels(h) for h in halves_plain)
             out.half1, out.half2 = out.half1_noreg, out.half2_noreg
         seconds["least squares"] = time.perf_counter() - begin
-        if reg == "tv":
+        if penalty is not None:
             begin = time.perf_counter()
-            if cross_validated:
-                out.lam, out.lam_search = choose_lambda(
-                    (data[0], data[1]),
-                    (n_pixels[0], n_pixels[1]),
+            total = sum(n_pixels)
+            out.lam_max = lambda_max(whole, penalty, support)
+            if rule == "given":
+                out.lam = float(lam)
+            else:
+                halves = rule == "cross-validation"
+                chosen = choose_lambda(
+                    data if halves else [whole],
+                    n_pixels if halves else [total],
+                    penalty,
                     support,
+                    rule=rule or "",
+                    noise=noise,
+                    largest=out.lam_max,
                     positivity=positivity,
-                    starts=(halves_plain[0].x, halves_plain[1].x),
+                    starts=[h.x for h in halves_plain] if halves else [plain.x],
                     progress=progress,
                 )
-                log.info("lambda %.4g chosen by cross-validation of the half sets", out.lam)
-            else:
-                out.lam = float(lam)
+                out.lam, out.lam_search = chosen.lam, chosen.trials
+                log.info("lambda %.4g chosen by %s in %d iterations", out.lam, rule, chosen.iterations)
             seconds["lambda"] = time.perf_counter() - begin
             begin = time.perf_counter()
             options: dict[str, Any] = {
                 "positivity": positivity,
                 "max_iter": 200 if max_iter is None else max_iter,
                 "progress": progress,
+                "label": out.reg,
             }
-            result = total_variation_map(whole, out.lam, sum(n_pixels), support, x0=plain.x, **options)
+            result = regularised_map(whole, penalty, out.lam, total, support, x0=plain.x, **options)
             out.map, out.history, out.stopped_by = voxels(result), result.history, result.stopped_by
             unless_interrupted(result)
+            del result
             if half_maps:
-                # lambda is in units of the noise of H^T y, which grows as the square root of the number of images
-                halves = []
+                regularised = []
                 for q, n, h in zip(data, n_pixels, halves_plain, strict=True):
-                    share = math.sqrt(n / sum(n_pixels))
-                    halves.append(total_variation_map(q, out.lam * share, n, support, x0=h.x, **options))
-                    unless_interrupted(halves[-1])
-                out.half1, out.half2 = (voxels(h) for h in halves)
-            seconds["total variation"] = time.perf_counter() - begin
+                    share = scaled_lambda(out.lam, penalty, q, n / total)
+                    result = regularised_map(q, penalty, share, n, support, x0=h.x, **options)
+                    unless_interrupted(result)
+                    regularised.append(voxels(result))
+                    del result
+                out.half1, out.half2 = regularised
+            seconds["regularised"] = time.perf_counter() - begin
     except InterruptedStage:
         out.stopped_by = "interrupt"
     if out.half1 is not None and out.half2 is not None:
@@ -283,7 +305,7 @@ def reconstruct(
 def plan(
     stack: ParticleStack,
     *,
-    reg: str = "tv",
+    reg: str | Cost | Callable[[tuple[int, ...]], Cost] = "tv",
     lam: float | str = "auto",
     scale: float = 1.0,
     window: Window | None = None,
@@ -297,14 +319,44 @@ def plan(
     TooLargeError
         A MemoryError: it does not fit into ``memory`` gigabytes, or what the machine has free.
     """
-    return _plan(stack, forward_model(stack, window, scale=scale), reg, lam, scale, half_maps, memory)[0]
+    rule = _check(reg, lam, False)
+    model = forward_model(stack, window, scale=scale)
+    penalty = None if rule is None else penalty_for(reg, model.ishape)
+    return _plan(stack, model, penalty, rule, scale, half_maps, memory)[0]
+
+
+def _check(reg: Any, lam: Any, positivity: bool) -> str | None:
+    """The rule by which lambda is chosen: "given" for a number, None without regulariser."""
+    if isinstance(reg, str) and reg != "none" and reg not in PENALTIES:
+        raise ValueError(
+            f"unknown regulariser {reg!r}: expected none, {', '.join(PENALTIES)}, a cost, or a function that makes one"
+            " from the shape of the coefficients"
+        )
+    rules = {"auto": "cross-validation", "discrepancy": "discrepancy"}
+    if isinstance(lam, str) and lam in rules:
+        rule = rules[lam]
+    elif isinstance(lam, (int, float)) and not isinstance(lam, bool) and math.isfinite(lam) and lam >= 0:
+        rule = "given"
+    else:
+        raise ValueError(
+            f"lam must be 'auto', 'discrepancy' or a finite number that is not negative, got {lam!r}"
+        )
+    if isinstance(reg, str) and reg == "none":
+        if positivity or lam != "auto":
+            raise ValueError("positivity and lam need a regulariser: use reg='tv' (lam=0 is no penalty)")
+        return None
+    return rule
+
+
+def _name(penalty: Cost | None) -> str:
+    return "none" if penalty is None else " + ".join(type(t.cost).__name__ for t in penalty.terms())
 
 
 def _plan(
     stack: ParticleStack,
     model: LinOp,
-    reg: str,
-    lam: Any,
+    penalty: Cost | None,
+    rule: str | None,
     scale: float,
     half_maps: bool,
     memory: float | None,
@@ -315,13 +367,22 @@ def _plan(
         len(stack),
         stack.box,
         scale=scale,
-        reg=reg,
-        groups=2 if half_maps or (reg == "tv" and lam == "auto") else 1,
+        reg="none" if penalty is None else "regularised",
+        splits=_splits(penalty, model),
+        groups=2 if half_maps or rule == "cross-validation" else 1,
         half_maps=half_maps,
         ctf=stack.ctf is not None,
         limit=None if memory is None else 1e9 * memory,
     )
     return planned, error
+
+
+def _splits(penalty: Cost | None, model: LinOp) -> int:
+    """Volumes that the operators of a regulariser make of one: what ADMM holds; 0 where the problem is quadratic."""
+    if penalty is None or penalty.quadratic(model.ishape, model.dtype) is not None:
+        return 0
+    operators = [term.operator for term in penalty.terms()]
+    return sum(1 if L is None else -(-math.prod(L.oshape) // math.prod(L.ishape)) for L in operators)
 
 
 def _doubts(out: Reconstruction) -> list[str]:

@@ -23,7 +23,7 @@ from invcryo.checkpoint import Checkpoint
 from invcryo.cli import _parser, main
 from invcryo.cli.common import in_words_of_the_command_line, plain
 from invcryo.cli.output import OutputFolder
-from invcryo.cli.reconstruct import RESULTS
+from invcryo.cli.reconstruct import REGULARISERS, RESULTS
 from invcryo.cli.simulate import PHANTOM_NAMES
 from invcryo.costs.normal import NormalSums
 from invcryo.io import describe, open_stack, read_map, read_particles, write_map
@@ -31,7 +31,18 @@ from invcryo.metrics import correlation, fsc, read_fsc_star, read_fsc_xml, soft_
 from invcryo.simulate import PHANTOMS, phantom, simulate_particles
 
 ROOT = Path(__file__).resolve().parent.parent
-COMMANDS = ("doctor", "demo", "info", "convert", "simulate", "reconstruct", "mask", "fsc", "postprocess", "local-resolution")
+COMMANDS = (
+    "doctor",
+    "demo",
+    "info",
+    "convert",
+    "simulate",
+    "reconstruct",
+    "mask",
+    "fsc",
+    "postprocess",
+    "local-resolution",
+)
 SMALL = ("--phantom", "blobs", "-n", "60", "--box", "16", "--pixel-size", "4", "--snr", "2", "--shift", "1")
 
 
@@ -373,7 +384,7 @@ def test_the_files_agree_with_each_other(finished):
     rows = (finished / "convergence.csv").read_text().splitlines()
     record = json.loads((finished / "run.json").read_text())
     assert rows[0].startswith("iteration,seconds,objective") and len(rows) == record["iterations"] + 1
-    for name in ("slices.png", "fsc.png", "convergence.png"):
+    for name in ("slices.png", "fsc.png", "convergence.png", "lcurve.png"):
         assert (finished / name).read_bytes()[:4] == b"\x89PNG"
 
 
@@ -384,7 +395,10 @@ def test_the_record_of_a_run(finished, particles):
     assert stack["path"].endswith("particles.mrcs")
     assert stack["bytes"] == particles.with_name("particles.mrcs").stat().st_size
     assert record["arguments"]["half_maps"] is True and record["arguments"]["lam"] == "auto"
-    assert record["lambda"] > 0 and len(record["lambda_search"]) >= 3
+    assert record["regulariser"] == "tv" and record["lambda_rule"] == "cross-validation"
+    assert 0 < record["lambda"] < record["lambda_max"] and len(record["lambda_search"]) >= 3
+    for trial in record["lambda_search"]:
+        assert set(trial) == {"lam", "misfit", "penalty", "score", "iterations"}
     assert record["seed"] == 0 and record["threads"] >= 1 and record["particles"] == 60
     assert 0 < record["gram_error"] < 1e-2 and record["stopped_by"] and record["seconds"]["total"] > 0
     assert record["versions"]["invcryo"] == invcryo._version.__version__
@@ -421,6 +435,7 @@ def test_options_as_in_relion(cli, particles, tmp_path):
         report = json.loads(out)
         assert code == 0 and report["threads"] == 1 and report["pixel_size"] == pytest.approx(4.01)
         assert report["lambda"] == 3.0 and report["lambda_search"] is None
+        assert report["lambda_rule"] == "given" and report["lambda_max"] > 3
     assert (tmp_path / "a" / "map.mrc").read_bytes() == (tmp_path / "b" / "map.mrc").read_bytes()
 
 
@@ -429,6 +444,21 @@ def test_reconstruct_without_regularisation(cli, particles, tmp_path):
     assert code == 0 and err == "" and "no regularisation" in out and "quote the first" not in out
     names = contents(tmp_path)
     assert not any("noreg" in name for name in names) and {"half1.mrc", "fsc.xml", "fsc.png"} <= set(names)
+
+
+def test_other_regularisers_and_rules(cli, particles, tmp_path):
+    assert set(REGULARISERS) == {"none", *invcryo.inversion.PENALTIES}
+    words = ("reconstruct", particles, "--json")
+    code, out, err = cli(*words, "-o", tmp_path / "w", "--reg", "wavelet")
+    report = json.loads(out)
+    assert code == 0 and report["regulariser"] == "wavelet" and report["lambda_max"] is None
+    assert (tmp_path / "w" / "lcurve.png").exists()
+    code, out, err = cli(*words, "-o", tmp_path / "d", "--reg", "sobolev", "--lam", "discrepancy")
+    report = json.loads(out)
+    assert code == 0 and report["lambda_rule"] == "discrepancy" and report["lambda"] > 0
+    assert all("score" not in trial for trial in report["lambda_search"])
+    code, out, err = cli("reconstruct", particles, "-o", tmp_path / "r", "--reg", "TV")
+    assert code == 2 and "tv, tv-aniso, wavelet" in err.replace("'", "")
 
 
 def test_mask_subset_half_and_scale(cli, particles, tmp_path):
@@ -504,7 +534,7 @@ def test_without_matplotlib_all_but_the_pictures(cli, particles, tmp_path, monke
 def test_warnings_are_said_once_and_kept(cli, particles, tmp_path):
     words = ("reconstruct", particles, "-o", tmp_path, "--lam", "3", "--max-iter", "2", "--json")
     code, out, err = cli(*words)
-    (warning,) = [text for text in json.loads(out)["warnings"] if "total variation" in text]
+    (warning,) = [text for text in json.loads(out)["warnings"] if "tv: stopped" in text]
     assert code == 0 and err.count(warning) == 1 and "raise --max-iter" in warning and "state=" not in warning
     assert warning in json.loads((tmp_path / "run.json").read_text())["warnings"]
 

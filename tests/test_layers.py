@@ -24,6 +24,7 @@ LAYERS = [
         "simulate",
         "plot",
         "inversion",
+        "selection",
         "checkpoint",
         "memory",
         "reconstruction",

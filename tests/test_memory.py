@@ -53,12 +53,12 @@ def test_chunks_shrink_to_fit():
 
 def test_refusal_names_a_cure_that_works():
     with pytest.raises(
-        TooLargeError, match=r"a box of 384 at scale 1 needs \d+\.\d+ GB .* and 5\.00 GB may"
+        TooLargeError, match=r"a box of 384 at scale 1 needs \d+\.\d+ GB .* and 4\.00 GB may"
     ) as error:
-        plan_memory(10**5, 384, libraries=LIBRARIES, limit=5e9)
+        plan_memory(10**5, 384, libraries=LIBRARIES, limit=4e9)
     assert "use scale 2, which needs " in str(error.value) and "to a box of 192" in str(error.value)
-    assert plan_memory(10**5, 384, scale=2, libraries=LIBRARIES, limit=5e9).fits
-    assert plan_memory(10**5, 192, libraries=LIBRARIES, limit=5e9).fits
+    assert plan_memory(10**5, 384, scale=2, libraries=LIBRARIES, limit=4e9).fits
+    assert plan_memory(10**5, 192, libraries=LIBRARIES, limit=4e9).fits
     with pytest.raises(TooLargeError, match="bin the particles to a smaller box"):
         plan_memory(10**5, 384, libraries=LIBRARIES, limit=LIBRARIES)
 

@@ -117,6 +117,16 @@ def test_convergence():
         plot.convergence(history, ["gap"])
 
 
+def test_lcurve():
+    trials = [{"lam": lam, "misfit": 10.0 + lam, "penalty": 4 / lam} for lam in (4.0, 1.0, 2.0)]
+    ax = plot.lcurve(trials, chosen=2.0)
+    np.testing.assert_allclose(ax.lines[0].get_xydata(), [[11, 4], [12, 2], [14, 1]])
+    np.testing.assert_allclose(ax.lines[1].get_xydata(), [[12, 2]])
+    assert ax.get_yscale() == "log" and {t.get_text() for t in ax.texts} == {"1", "2", "4"}
+    with pytest.raises(ValueError, match="which a denoiser has not"):
+        plot.lcurve([{"lam": 1.0, "misfit": 1.0, "penalty": None}])
+
+
 def test_projections_read_only_what_they_show(rng):
     class Lazy:
         shape = (1000, 6, 8)

@@ -12,11 +12,12 @@ from invcryo import reconstruction
 from invcryo.backend import use
 from invcryo.checkpoint import Checkpoint
 from invcryo.cli import main
-from invcryo.costs import LeastSquares
+from invcryo.costs import L21, Denoiser, LeastSquares, SquaredL2
 from invcryo.data import ParticleStack, Poses
-from invcryo.inversion import least_squares_map
+from invcryo.inversion import PENALTIES, least_squares_map
 from invcryo.io import read_map, read_particles
 from invcryo.metrics import correlation, fsc
+from invcryo.operators import Gradient
 from invcryo.reconstruction import forward_model, plan, reconstruct
 from invcryo.rotation import matrix_from_euler
 from invcryo.simulate import phantom, simulate_particles
@@ -40,9 +41,12 @@ def test_tv_with_automatic_lambda_is_better_than_no_regularisation(simulated):
     out = reconstruct(stack, half_maps=True)
     assert out.map.dtype == np.float32 and out.map.shape == (32, 32, 32)
     assert mean_fsc(out.map, truth) > mean_fsc(out.map_noreg, truth) + 0.02
-    assert out.stopped_by.startswith("residual_below") and out.gram_error < 1e-3 and out.warnings == []
+    assert out.stopped_by.startswith("gap_below") and out.gram_error < 1e-3 and out.warnings == []
     scores = [t["score"] for t in out.lam_search]
     assert len(scores) >= 3 and min(scores) not in (scores[0], scores[-1])
+    assert (
+        out.reg == "tv" and out.lam_rule == "cross-validation" and 1e-5 * out.lam_max <= out.lam < out.lam_max
+    )
     error = np.linalg.norm(out.map - truth) / np.linalg.norm(truth)
     assert error < 0.35  # the units of the truth are kept: no free scale
 
@@ -53,6 +57,45 @@ def test_the_chosen_lambda_is_near_the_best_one(simulated):
     others = {f: reconstruct(stack, lam=chosen.lam * f) for f in (0.25, 0.5, 2.0, 4.0)}
     errors = {f: np.linalg.norm(r.map - truth) for f, r in others.items()}
     assert np.linalg.norm(chosen.map - truth) <= 1.1 * min(errors.values()), errors
+
+
+@pytest.mark.parametrize("reg", sorted(set(PENALTIES) - {"tv"}))
+def test_every_regulariser_by_name_beats_none(simulated, reg):
+    stack, truth = simulated
+    out = reconstruct(stack, reg=reg)
+    error = {name: np.linalg.norm(getattr(out, name) - truth) for name in ("map", "map_noreg")}
+    assert error["map"] < 0.9 * error["map_noreg"] and out.reg == reg
+    assert (out.lam_max is None) == (reg in ("tikhonov", "sobolev", "wavelet"))
+
+
+def smooth(z, sigma):
+    """A linear denoiser: the Wiener filter of a signal of unit variance at all frequencies below a fifth."""
+    frequency = sum(f**2 for f in np.meshgrid(*[np.fft.fftfreq(n) for n in z.shape], indexing="ij")) ** 0.5
+    power = 4.0 * np.exp(-((frequency / 0.1) ** 2))
+    return np.fft.ifftn(np.fft.fftn(z) * power / (power + sigma**2)).real.astype(z.dtype)
+
+
+def test_costs_functions_and_denoisers_regularise(simulated):
+    stack, truth = simulated
+    by_name = reconstruct(stack, lam=3.0)
+    for reg in (L21() @ Gradient((32, 32, 32)), lambda shape: L21() @ Gradient(shape)):
+        out = reconstruct(stack, reg=reg, lam=3.0)
+        np.testing.assert_array_equal(out.map, by_name.map)
+        assert out.reg == "L21" and out.lam_rule == "given" and out.lam_max == by_name.lam_max
+    out = reconstruct(stack, reg=Denoiser(smooth), half_maps=True)
+    assert np.linalg.norm(out.map - truth) < 0.8 * np.linalg.norm(out.map_noreg - truth)
+    assert out.lam_max is None and all(t["penalty"] is None for t in out.lam_search)
+    both = reconstruct(stack, reg=0.1 * SquaredL2() + Denoiser(smooth), lam=out.lam)
+    assert 0.5 * np.linalg.norm(out.map) < np.linalg.norm(both.map) < np.linalg.norm(out.map)
+
+
+def test_the_discrepancy_rule_where_there_is_signal_and_where_there_is_little(simulated):
+    stack, truth = simulated
+    out = reconstruct(stack, lam="discrepancy")
+    assert out.lam_rule == "discrepancy" and mean_fsc(out.map, truth) > mean_fsc(out.map_noreg, truth)
+    weak = simulate_particles(phantom("enzyme", 32, rng=5), 50, 5.0, snr=0.005, rng=11)
+    with pytest.raises(ValueError, match=r"cannot tell signal from noise .*--lam auto"):
+        reconstruct(weak, lam="discrepancy")
 
 
 def test_half_maps_see_their_own_particles_only(simulated):
@@ -111,16 +154,26 @@ def test_symmetry_makes_few_views_enough(group):
     assert correlation(plain.map, symmetrise(plain.map, group)) < 0.9
 
 
-def test_a_noise_only_stack_has_no_fsc():
-    rng = np.random.default_rng(0)
-    empty = simulate_particles(phantom("shell", 32), 200, 5.0, snr=0.1, rng=0)
-    noise = rng.standard_normal((200, 32, 32), dtype=np.float32)
-    stack = ParticleStack(noise, 5.0, empty.poses, empty.ctf, empty.half)
-    out = reconstruct(stack, half_maps=True)
-    n = out.fsc_noreg.voxels[2:14]
-    # the ball leaves about half of the box: neighbouring Fourier voxels share what they know
-    assert (np.abs(out.fsc_noreg.correlation[2:14]) < 6 * (2 / n) ** 0.5).all()
-    # cross-validation finds nothing that predicts the other half
+@pytest.fixture(scope="module")
+def noise_only():
+    views = simulate_particles(phantom("shell", 32), 200, 5.0, snr=0.1, rng=0)
+    noise = np.random.default_rng(0).standard_normal((200, 32, 32), dtype=np.float32)
+    return ParticleStack(noise, 5.0, views.poses, views.ctf, views.half)
+
+
+def test_noise_only_half_maps_share_nothing_at_any_lambda(noise_only):
+    """The half maps' FSC, mask and regulariser and all, where there is nothing to be found (T20)."""
+    share, strongest = [], reconstruct(noise_only, lam=1.0).lam_max
+    for lam in strongest * 2.0 ** -np.arange(1, 9):
+        out = reconstruct(noise_only, lam=float(lam), half_maps=True)
+        for curve in filter(None, (out.fsc, out.fsc_noreg)):
+            # n voxels of which half are the others' conjugates
+            share += list(abs(curve.correlation[1:15]) < 4 / (curve.voxels[1:15] / 2) ** 0.5)
+    assert len(share) >= 8 * 14 and np.mean(share) >= 0.95
+
+
+def test_cross_validation_finds_nothing_in_noise(noise_only):
+    out = reconstruct(noise_only, half_maps=True)
     assert out.fsc is None and not out.map.any() and any("no signal" in w for w in out.warnings)
 
 
@@ -197,7 +250,20 @@ def test_a_reconstruction_that_was_cut_short_goes_on(simulated, tmp_path):
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"reg": "l1"}, "unknown regulariser 'l1'"),
+        (
+            {"reg": "l1"},
+            "unknown regulariser 'l1': expected none, tv, tv-aniso, wavelet, hessian, tikhonov, sobolev",
+        ),
+        ({"reg": 3}, "a name, a cost, or a function of a shape, got 3"),
+        ({"reg": lambda shape: None}, "made NoneType of the shape"),
+        (
+            {"reg": L21() @ Gradient((16, 16, 16))},
+            r"made for shape \(16, 16, 16\), the coefficients have \(32,",
+        ),
+        ({"lam": np.nan}, "not negative, got nan"),
+        ({"lam": np.inf}, "not negative, got inf"),
+        ({"lam": True}, "got True"),
+        ({"reg": "none", "lam": 1.0}, "need a regulariser"),
         ({"reg": "none", "positivity": True}, "need a regulariser"),
         ({"lam": -1.0}, "not negative, got -1.0"),
         ({"lam": "best"}, "got 'best'"),
@@ -211,7 +277,7 @@ def test_a_reconstruction_that_was_cut_short_goes_on(simulated, tmp_path):
 )
 def test_nonsense_is_refused(simulated, options, message):
     with pytest.raises((ValueError, TypeError), match=message):
-        reconstruct(simulated[0][:4], **{"lam": 1.0, **options} if "reg" not in options else options)
+        reconstruct(simulated[0][:4], **{"lam": 1.0, **options} if options.get("reg") != "none" else options)
 
 
 def test_a_stack_without_poses_says_so(simulated):
@@ -232,7 +298,7 @@ def test_nan_pixels_name_the_image(simulated):
 def test_ctrl_c_returns_what_is_there_and_begins_nothing_more(simulated):
     stack = simulated[0]
     begun = []
-    original = reconstruction.total_variation_map
+    original = reconstruction.regularised_map
 
     def interrupted(*args, **kwargs):
         begun.append(1)
@@ -240,12 +306,12 @@ def test_ctrl_c_returns_what_is_there_and_begins_nothing_more(simulated):
         return original(*args, **kwargs)
 
     previous = signal.signal(signal.SIGINT, signal.default_int_handler)
-    reconstruction.total_variation_map = interrupted
+    reconstruction.regularised_map = interrupted
     try:
         with pytest.raises(KeyboardInterrupt):
             reconstruct(stack, lam=1.0)
     finally:
-        reconstruction.total_variation_map = original
+        reconstruction.regularised_map = original
         signal.signal(signal.SIGINT, previous)
     assert begun == [1]
 

@@ -39,6 +39,8 @@ def draw(folder: Path, result: Reconstruction, console: Console) -> bool:
     if shown:
         plot.save(plot.fsc_curves(shown), folder / "fsc.png")
     _draw_convergence(folder / "convergence.png", result.history)
+    if result.lam_search and result.lam_search[0]["penalty"] is not None:
+        plot.save(plot.lcurve(result.lam_search, chosen=result.lam), folder / "lcurve.png")
     return True
 
 

@@ -45,13 +45,29 @@ RESULTS = (
     "slices.png",
     "convergence.csv",
     "convergence.png",
+    "lcurve.png",
     "run.json",
 )
 
+#: "none" and the names of `invcryo.inversion.PENALTIES`, written out so that the help needs no NumPy.
+REGULARISERS = ("tv", "tv-aniso", "wavelet", "hessian", "tikhonov", "sobolev", "none")
+
 _DESCRIPTION = """\
 Reconstruct a map from a particle set whose poses and CTF are known, as the minimiser of
-  1/2 |images - CTF projection map|^2 + lambda TV(map)
-(TV: total variation, the sum of the lengths of the map's gradient; --reg none leaves it out).
+  1/2 |images - CTF projection map|^2 + lambda R(map)
+where R is chosen by --reg:
+  tv          total variation, the sum of the lengths of the map's gradient (default)
+  tv-aniso    the same of its components, which favours faces along the axes
+  wavelet     the sum of the sizes of wavelet coefficients, but the coarsest
+  hessian     second-order total variation, which keeps slopes where tv makes stairs
+  tikhonov    half the map's energy
+  sobolev     half the energy of its gradient
+  none        no regularisation
+and lambda by --lam:
+  auto        each half set's map is to predict the images of the other half (default)
+  discrepancy the misfit is to be that of the noise in the corners of the images; at a low signal-to-noise ratio this
+              cannot be told, and is refused
+  X           a number, 0 or more
 
 DIR receives
   map.mrc        the map, and map_noreg.mrc, the same without regularisation
@@ -60,6 +76,7 @@ DIR receives
   fsc.xml        with --half-maps: FSC of half1 and half2, for EMDB; fsc.star, as RELION's;
                  fsc_noreg.xml, fsc_noreg.star, of the unregularised halves: the FSC to quote
   slices.png     central slices; fsc.png, the curves; convergence.png, the solver
+  lcurve.png     misfit and R of every lambda that was tried
   run.json       options, versions, inputs, times; convergence.csv, iteration by iteration
 With --reg none the maps are unregularised themselves, and there are no files *_noreg.
 
@@ -135,14 +152,18 @@ def add_parser(commands: Any) -> None:
 
     problem = parser.add_argument_group("the problem")
     problem.add_argument(
-        "--reg", choices=("tv", "none"), default="tv", help="regularisation: total variation, or none"
+        "--reg",
+        choices=REGULARISERS,
+        default="tv",
+        metavar="R",
+        help=f"{', '.join(REGULARISERS)}; default: tv",
     )
     problem.add_argument(
         "--lam",
         type=_lam,
         default="auto",
         metavar="X",
-        help="weight of the regularisation, 0 or more; auto (default) chooses it from the data",
+        help="weight of the regularisation: auto (default), discrepancy, or a number, 0 or more",
     )
     problem.add_argument("--positivity", action="store_true", help="ask for a map without negative values")
     problem.add_argument(
@@ -352,7 +373,10 @@ def summary(result: Reconstruction) -> dict[str, Any]:
     return {
         "box": result.map.shape[0],
         "pixel_size": result.pixel_size,
+        "regulariser": result.reg,
         "lambda": result.lam,
+        "lambda_rule": result.lam_rule,
+        "lambda_max": result.lam_max,
         "lambda_search": result.lam_search,
         "stopped_by": result.stopped_by,
         "iterations": len(result.history.get("iteration", ())),
@@ -396,7 +420,8 @@ def tell(console: Console, folder: OutputFolder, report: dict[str, Any], result:
     if result.lam is None:
         lam = "no regularisation"
     else:
-        lam = f"{result.lam:.4g}" + ("" if result.lam_search is None else ", chosen from the data")
+        how = "" if result.lam_rule == "given" else f", by {result.lam_rule}"
+        lam = f"{result.lam:.4g}{how} ({result.reg})"
     console.say(f"{folder.path / 'map.mrc'}: {n} x {n} x {n} voxels of {result.pixel_size:g} angstrom")
     seconds = report["first_pass"]["seconds"]
     if seconds["waiting"] > max(1.0, seconds["computing"]):
@@ -420,7 +445,9 @@ def tell(console: Console, folder: OutputFolder, report: dict[str, Any], result:
     console.say(facts(rows))
     if result.fsc is not None and result.fsc_noreg is not None:
         console.say("  (quote the first: regularised halves share their prior, which raises their FSC)")
-    pictures = [name for name in ("slices.png", "fsc.png", "convergence.png") if name in folder.existing]
+    pictures = [
+        name for name in ("slices.png", "fsc.png", "convergence.png", "lcurve.png") if name in folder.existing
+    ]
     if pictures:
         console.say(f"pictures: {', '.join(str(folder.path / name) for name in pictures)}")
 
@@ -481,4 +508,4 @@ def _sha256(path: str) -> str:
 
 
 def _lam(text: str) -> float | str:
-    return text if text == "auto" else non_negative(text)
+    return text if text in ("auto", "discrepancy") else non_negative(text)
