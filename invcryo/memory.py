@@ -250,8 +250,6 @@ def _solving(n: int, reg: str, splits: int, groups: int) -> list[PlannedArray]:
         # as measured with 1, 3 and 6 volumes per split; a quadratic regulariser takes conjugate gradients
         solver = 14 + 3 * splits if splits else 8
         arrays.append(PlannedArray("the regularised solver", volume, "float32", ("regularised",), solver))
-        if groups == 2:  # the search for lambda keeps the last map of each half
-            arrays.append(PlannedArray("maps of the last lambda", volume, "float32", ("regularised",), 2))
     return arrays
 
 

@@ -231,7 +231,8 @@ def reconstruct(
     try:
         unless_interrupted(plain)
         halves_plain = []
-        for q in data if len(data) == 2 else []:
+        wanted = 2 if half_maps else int(rule == "cross-validation")  # whose search starts from the first
+        for q in data[:wanted]:
             halves_plain.append(least_squares_map(q, support, max_iter=limit, progress=progress))
             unless_interrupted(halves_plain[-1])
         if half_maps:
@@ -255,7 +256,7 @@ def reconstruct(
                     noise=noise,
                     largest=out.lam_max,
                     positivity=positivity,
-                    starts=[h.x for h in halves_plain] if halves else [plain.x],
+                    start=halves_plain[0].x if halves else plain.x,
                     progress=progress,
                 )
                 out.lam, out.lam_search = chosen.lam, chosen.trials

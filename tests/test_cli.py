@@ -453,10 +453,14 @@ def test_other_regularisers_and_rules(cli, particles, tmp_path):
     report = json.loads(out)
     assert code == 0 and report["regulariser"] == "wavelet" and report["lambda_max"] is None
     assert (tmp_path / "w" / "lcurve.png").exists()
-    code, out, err = cli(*words, "-o", tmp_path / "d", "--reg", "sobolev", "--lam", "discrepancy")
+    assert main(["simulate", *SMALL, "-n", "30", "-o", str(tmp_path / "few"), "--quiet"]) == 0
+    few = tmp_path / "few" / "particles.star"
+    code, out, err = cli("reconstruct", few, "--json", "-o", tmp_path / "d", "--lam", "discrepancy")
     report = json.loads(out)
     assert code == 0 and report["lambda_rule"] == "discrepancy" and report["lambda"] > 0
     assert all("score" not in trial for trial in report["lambda_search"])
+    code, out, err = cli(*words, "-o", tmp_path / "u", "--reg", "sobolev", "--lam", "discrepancy")
+    assert code == 1 and "leaves lambda uncertain" in err and "--lam auto" in err
     code, out, err = cli("reconstruct", particles, "-o", tmp_path / "r", "--reg", "TV")
     assert code == 2 and "tv, tv-aniso, wavelet" in err.replace("'", "")
 

@@ -1,5 +1,10 @@
 """Rules for lambda: their bounds, what they agree with, and what they refuse."""
 
+import json
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -176,7 +181,7 @@ def test_the_noise_level_reads_a_sample_only():
             return np.random.default_rng(index.start).standard_normal((index.stop - index.start, 16, 16))
 
     images = Counting()
-    assert noise_level(images).variance == pytest.approx(1, abs=0.02) and images.read == 1000
+    assert noise_level(images).variance == pytest.approx(1, abs=0.02) and images.read == 5000
 
 
 def test_masked_images_have_no_noise_level():
@@ -205,8 +210,29 @@ def test_a_discrepancy_that_cannot_be_resolved_says_so(particles):
     for noise in (NoiseLevel(1.0, 0.1), NoiseLevel(1.3, 1e-3)):
         with pytest.raises(ValueError, match=r"cannot tell signal from noise .*--lam auto"):
             choose_lambda([data], [total], penalty, BALL, rule="discrepancy", noise=noise)
+    with pytest.raises(ValueError, match=r"leaves lambda uncertain by a factor of .*--lam auto"):
+        choose_lambda([data], [total], penalty, BALL, rule="discrepancy", noise=NoiseLevel(1.0, 0.04))
     with pytest.raises(ValueError, match=r"even the smallest weight leaves a misfit above .*--lam auto"):
         choose_lambda([data], [total], penalty, BALL, rule="discrepancy", noise=NoiseLevel(0.5, 1e-3))
+
+
+# -- the study ----------------------------------------------------------------------------------------------------
+
+
+def test_the_study_of_a_small_case(tmp_path):
+    """One case, its record, and that a second run does nothing again."""
+    script = Path(__file__).resolve().parent.parent / "benchmarks" / "selection_study.py"
+    small = ["--structure", "blobs", "--snr", "0.5", "--views", "60", "--box", "20", "--reg", "tv"]
+    command = [sys.executable, str(script), *small, "--json", str(tmp_path / "record.json")]
+    outs = []
+    for _ in range(2):
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        outs.append(done.stdout)
+    (case,) = json.loads((tmp_path / "record.json").read_text())["cases"]
+    assert case["of"] == ["tv", "blobs", 0.5, 60, 20, 0] and len(case["scan"]) == 17
+    assert "tv auto: of 1 cases 0 refused, 1 within 1 dB" in outs[0]
+    assert outs[1].splitlines() == outs[0].splitlines()[1:]  # the verdict alone
 
 
 # -- bad input ----------------------------------------------------------------------------------------------------
@@ -217,10 +243,12 @@ def test_bad_input(particles):
     tv = penalty_for("tv", SHAPE)
     with pytest.raises(ValueError, match="unknown rule 'gcv': expected one of cross-validation, discrepancy"):
         choose_lambda(halves, n, tv, rule="gcv")
-    with pytest.raises(ValueError, match="needs the data terms of two half sets, got 1"):
+    with pytest.raises(ValueError, match="cross-validation needs the data terms of two half sets, got 1"):
         choose_lambda([data], [sum(n)], tv)
     with pytest.raises(ValueError, match=r"2 data terms need as many numbers of pixels, above 0, got \[5\]"):
         choose_lambda(halves, [5], tv)
+    with pytest.raises(ValueError, match="discrepancy needs one data term, got 2"):
+        choose_lambda(halves, n, tv, rule="discrepancy")
     with pytest.raises(ValueError, match="needs the noise level"):
         choose_lambda([data], [sum(n)], tv, rule="discrepancy")
     nothing = Quadratic(halves[1].Q, 0 * halves[1].b, 0.0)

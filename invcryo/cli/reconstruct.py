@@ -64,7 +64,7 @@ where R is chosen by --reg:
   sobolev     half the energy of its gradient
   none        no regularisation
 and lambda by --lam:
-  auto        each half set's map is to predict the images of the other half (default)
+  auto        the map of one half set is to predict the images of the other (default)
   discrepancy the misfit is to be that of the noise in the corners of the images; at a low signal-to-noise ratio this
               cannot be told, and is refused
   X           a number, 0 or more
