@@ -40,7 +40,7 @@ _WHERE = {
     ],
     "ctf": ["CTF", "electron_wavelength"],
     "data": ["ParticleStack", "Poses"],
-    "inversion": ["choose_lambda", "least_squares_map", "total_variation_map"],
+    "inversion": ["PENALTIES", "least_squares_map", "regularised_map"],
     "io": [
         "Map",
         "describe",
@@ -78,6 +78,7 @@ _WHERE = {
         "matrix_from_euler",
         "random_rotations",
     ],
+    "selection": ["choose_lambda", "lambda_max", "noise_level"],
     "simulate": ["model_to_volume", "phantom", "simulate_particles", "write_simulation"],
     "solvers": [
         "NonFiniteError",

@@ -220,3 +220,11 @@ assert all(type(h) is logging.NullHandler for h in logging.getLogger("invcryo").
 print(len(os.listdir(".")))
 """
     assert run(code) == "0"
+
+
+def test_every_public_name_is_there():
+    """Names are loaded on first use, so that a name that moved would go unnoticed."""
+    import invcryo
+
+    missing = [name for name in invcryo.__all__ if not hasattr(invcryo, name)]
+    assert not missing and len(set(invcryo.__all__)) == len(invcryo.__all__)
