@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from invcryo.ctf import CTF
-from invcryo.data import Poses
+from invcryo.data import ParticleStack, Poses
 from invcryo.io import describe, read_cs, read_particles, read_star, write_cs, write_particles, write_stack
 from invcryo.io.cryosparc import join_cs, relion_columns
 from invcryo.io.cs_particles import lost_in_cs, lost_in_star
@@ -482,3 +482,14 @@ def test_relion_columns_of_a_table_in_memory():
     assert found["rlnOriginXAngst"] == pytest.approx(
         3.0 * columns()["alignments3D/shift"][:, 0].astype(float)
     )
+
+
+def test_a_shift_beyond_single_precision_is_not_written(tmp_path):
+    """It would be infinite in the file, which could then not be read."""
+    images = np.zeros((2, 4, 4), np.float32)
+    poses = Poses(np.tile(np.eye(3), (2, 1, 1)), np.array([[0.0, 0.0], [1e39, 0.0]]))
+    star = tmp_path / "p.star"
+    write_particles(star, ParticleStack(images, 1.5, poses), stack_path=tmp_path / "p.mrcs")
+    with pytest.raises(ValueError, match=r"alignments3D/shift of particle 2 is beyond .* single precision"):
+        write_cs(tmp_path / "p.cs", read_particles(star))
+    assert not (tmp_path / "p.cs").exists()

@@ -41,6 +41,14 @@ def dense(A):
     return np.stack([A.matvec(e) for e in np.eye(A.shape[1])], axis=1)
 
 
+@pytest.fixture(autouse=True)
+def ctrl_c():
+    """Ctrl-C as Python sets it up; jobs in the background of a shell inherit that it is ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def quiet(states, max_iter, **options):
     return run(states, max_iter, progress=False, **options)
 

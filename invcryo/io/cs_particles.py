@@ -72,6 +72,13 @@ def write_cs(path: str | os.PathLike[str], stack: ParticleStack) -> None:
         raise ValueError(f"{path}: there is no particle to write")
     old = {name: np.asarray(v) for name, v in stack.table.items() if native(name)}
     columns = _blob_columns(path, stack, old) | _ctf_columns(stack, old) | _pose_columns(stack, old)
+    for name, values in columns.items():
+        if values.dtype.kind == "f" and not np.isfinite(values).all():
+            bad = int(np.flatnonzero(~np.isfinite(values.reshape(len(values), -1)).all(axis=1))[0])
+            raise ValueError(
+                f"{path}: {name} of particle {bad + 1} is beyond the range of single precision, which .cs files use;"
+                " is it in the right unit?"
+            )
     lost = lost_in_cs(stack.table)
     if lost:
         logger.warning("%s: a .cs file has no place for %s; left out", path, listed(lost))
@@ -181,7 +188,8 @@ def _pose_columns(stack: ParticleStack, old: Columns) -> Columns:
 
 def _kept(old: Mapping[str, NDArray], name: str, values: NDArray) -> NDArray:
     """``values`` as float32, or the old column where it says the same to the digits of float32."""
-    new = np.asarray(values).astype(np.float32)
+    with np.errstate(over="ignore"):  # refused later
+        new = np.asarray(values).astype(np.float32)
     column = old.get(name)
     if column is None or column.shape != new.shape or column.dtype.kind != "f":
         return new
