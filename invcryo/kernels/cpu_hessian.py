@@ -5,11 +5,12 @@ arrays do not overlap, and it checks eight pairs at most. Rows one entry later a
 """
 
 import math
+from typing import Any
 
 import numpy as np
 from numba import njit, prange
 
-_options = {"cache": True, "nogil": True}
+_options: dict[str, Any] = {"cache": True, "nogil": True}
 _ROOT = math.sqrt(2.0)  # of the mixed components
 
 

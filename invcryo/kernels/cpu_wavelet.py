@@ -5,10 +5,12 @@ slabs across the planes. Arrays are passed as lists of rows, (z y, x), so that a
 contiguous entries.
 """
 
+from typing import Any
+
 import numpy as np
 from numba import njit, prange
 
-_options = {"cache": True, "nogil": True}
+_options: dict[str, Any] = {"cache": True, "nogil": True}
 
 
 @njit(**_options)
