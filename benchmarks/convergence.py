@@ -407,6 +407,17 @@ class Curves:
         timed = self.timing.get(timing_key(curve))
         return timed["median"] if timed else curve["seconds"][-1] / curve["iterations"][-1]
 
+    def elapsed(self, curve: Curve, k: float, like: Curve | None = None) -> float:
+        """Seconds to iteration ``k`` of a curve: at the median of `seconds`, and the time before the first iteration.
+
+        That time (a coarser problem solved, penalties looked for) is counted in iterations as they came. ``like`` is the
+        curve that has been timed, where ``curve`` is its twin.
+        """
+        timed = like or curve
+        came = timed["seconds"]
+        first = statistics.median([b - a for a, b in zip(came[:12], came[1:12], strict=False)] or [came[0]])
+        return (k + max(0.0, came[0] / first - 1.0)) * self.seconds(timed)
+
     def quickest(self, curves: list[Curve], target: float) -> Curve:
         """To the target; where none got there, the one that got furthest."""
 
@@ -450,7 +461,7 @@ def summary(record: dict[str, Any], size: int) -> dict[str, dict[str, Any]]:
             rows[method.key][f"{target:g}"] = {
                 "parameter": curve["parameter"],
                 "iterations": k,
-                "seconds": None if k is None else k * found.seconds(mine or own[0]),
+                "seconds": None if k is None else found.elapsed(curve, k, mine or own[0]),
                 "raw seconds": None if k is None or mine is None else at(mine, "seconds", k),
                 "gap reached": found.gaps(curve)[-1],
                 "iterations done": curve["iterations"][-1],
@@ -529,7 +540,7 @@ def plot(record: dict[str, Any], size: int, path: Path) -> None:
             continue
         curve = found.quickest(curves, TUNED_FOR)
         g, k = found.gaps(curve), curve["iterations"]
-        seconds = [found.seconds(curve) * i for i in k]
+        seconds = [found.elapsed(curve, i) for i in k]
         style = {
             "color": "black" if method.key == "default" else next(colours),
             "linewidth": 2.6 if method.key == "default" else 1.4,

@@ -23,10 +23,12 @@ def fuzzer():
 
 
 @pytest.fixture
-def files(tmp_path, fuzzer):
-    """One sound file of each format."""
+def files(tmp_path, fuzzer, monkeypatch):
+    """One sound file of each format, the same in every run: no name in them depends on where they lie."""
     folder = tmp_path / "sound"
     folder.mkdir()
+    monkeypatch.chdir(folder)
+    folder = Path()
     images = np.random.default_rng(0).normal(size=(3, 4, 4)).astype(np.float32)
     poses = Poses(random_rotations(3, rng=1), np.ones((3, 2)))
     stack = ParticleStack(images, 1.5, poses, half=np.array([1, 2, 1]))

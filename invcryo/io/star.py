@@ -152,7 +152,16 @@ def write_star(
     version : int or None
         The number of the comment ``# version`` that RELION 3.1 and later look for.
     """
-    lines = []
+    try:
+        lines = _lines(blocks, version)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    with atomic_open(path, "w", encoding="utf-8", errors="surrogateescape", newline="\n") as file:
+        file.write("\n".join(lines) + "\n")
+
+
+def _lines(blocks: Mapping[str, StarBlock | Mapping[str, Any]], version: int | None) -> list[str]:
+    lines: list[str] = []
     for name, block in blocks.items():
         if re.search(r"\s", name):
             raise ValueError(f"STAR block name {name!r} holds white space")
@@ -173,8 +182,7 @@ def write_star(
             )
         else:
             lines += [f"_{column} {_quote(values.item())}" for column, values in block.items()]
-    with atomic_open(path, "w", encoding="utf-8", errors="surrogateescape", newline="\n") as file:
-        file.write("\n".join(lines) + "\n")
+    return lines
 
 
 def _column_name(name: str) -> str:
