@@ -8,6 +8,7 @@ finished, so that a run that is broken off goes on from there.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
 import os
@@ -410,12 +411,12 @@ class Curves:
     def elapsed(self, curve: Curve, k: float, like: Curve | None = None) -> float:
         """Seconds to iteration ``k`` of a curve: at the median of `seconds`, and the time before the first iteration.
 
-        That time (a coarser problem solved, penalties looked for) is counted in iterations as they came. ``like`` is the
-        curve that has been timed, where ``curve`` is its twin.
+        That time (a coarser problem solved, penalties looked for) is counted in iterations as they came. ``like``
+        is the curve that has been timed, where ``curve`` is its twin.
         """
         timed = like or curve
         came = timed["seconds"]
-        first = statistics.median([b - a for a, b in zip(came[:12], came[1:12], strict=False)] or [came[0]])
+        first = statistics.median([b - a for a, b in itertools.pairwise(came[:12])] or [came[0]])
         return (k + max(0.0, came[0] / first - 1.0)) * self.seconds(timed)
 
     def quickest(self, curves: list[Curve], target: float) -> Curve:
