@@ -145,7 +145,7 @@ def _operator(penalty: Cost, shape: tuple[int, ...], dtype: Any) -> LinOp | None
     terms = penalty.terms()
     if len(terms) != 1:
         return None
-    return Identity(shape, dtype) if terms[0].operator is None else terms[0].operator
+    return terms[0].acting(shape, dtype)
 
 
 def lambda_max(
@@ -183,7 +183,7 @@ def lambda_max(
     if len(terms) != 1:
         return None
     f, scale = terms[0].cost, terms[0].scale
-    L = Identity(shape, dtype) if terms[0].operator is None else terms[0].operator
+    L = terms[0].acting(shape, dtype)
     ones = np.ones(L.oshape, L.dtype)
     try:
         f.dual_norm(ones)
@@ -216,9 +216,8 @@ def lambda_max(
 def _trivial(Q: LinOp, G: LinOp, P: LinOp, b: NDArray, tolerance: float) -> NDArray:
     """The minimiser of the data term over the null space of G: the one that the operators here can have."""
     once = G.apply(b)
-    if norm(G.apply(once) - once) <= 1e-3 * norm(
-        once
-    ):  # a projection: the coarse band of a wavelet transform
+    # a projection: the coarse band of a wavelet transform
+    if norm(G.apply(once) - once) <= 1e-3 * norm(once):
         rest = Identity(G.ishape, G.dtype) + (-1.0) * G
         states = cg(rest @ Q @ rest, rest.apply(b))
         return run(states, 100, stop=residual_below(0.1 * tolerance), progress=False).x

@@ -33,3 +33,17 @@ def relion() -> None:
 @pytest.fixture
 def rng() -> np.random.Generator:
     return np.random.default_rng(20261121)
+
+
+@pytest.fixture
+def cli(capsys):
+    """Function that runs a command in this process: exit code, standard output, standard error."""
+
+    def call(*words):
+        from invcryo.cli import main
+
+        code = main([str(word) for word in words])
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return call

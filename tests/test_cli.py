@@ -59,18 +59,6 @@ def python(*words, **options):
     )
 
 
-@pytest.fixture
-def cli(capsys):
-    """Function that runs a command in this process: exit code, standard output, standard error."""
-
-    def call(*words):
-        code = main([str(word) for word in words])
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return call
-
-
 @pytest.fixture(scope="module")
 def particles(tmp_path_factory):
     """The STAR file of a small simulation."""

@@ -7,7 +7,6 @@ import mrcfile
 import numpy as np
 import pytest
 
-from invcryo.cli import main
 from invcryo.io import read_map, read_star, write_map
 from invcryo.metrics import (
     automatic_threshold,
@@ -24,18 +23,6 @@ pytest.importorskip("matplotlib")
 
 BOX, PIXEL = 32, 3.0
 PNG = b"\x89PNG\r\n\x1a\n"
-
-
-@pytest.fixture
-def cli(capsys):
-    """Function that runs a command in this process: exit code, standard output, standard error."""
-
-    def call(*words):
-        code = main([str(word) for word in words])
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return call
 
 
 @pytest.fixture

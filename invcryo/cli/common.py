@@ -313,6 +313,10 @@ def add_threads(parser: Any) -> None:
     )
 
 
+def add_pixel_size(parser: Any, what: str) -> None:
+    parser.add_argument("--pixel-size", "--angpix", type=positive, metavar="A", help=what)
+
+
 def add_output(parser: Any, default: str | None = None) -> None:
     parser.add_argument(
         "-o",

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .common import EXIT_DONE, Console, UsageError, count, natural, new_parser, positive
+from .common import EXIT_DONE, Console, UsageError, add_pixel_size, count, natural, new_parser
 
 if TYPE_CHECKING:
     from ..conventions import Passport
@@ -72,13 +72,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--data-dir", metavar="DIR", help="folder that the image names are relative to; used with --stack"
     )
-    parser.add_argument(
-        "--pixel-size",
-        "--angpix",
-        type=positive,
-        metavar="A",
-        help="angstrom per pixel, in place of what IN says",
-    )
+    add_pixel_size(parser, "angstrom per pixel, in place of what IN says")
     parser.add_argument(
         "--contrast",
         choices=("white", "dark"),

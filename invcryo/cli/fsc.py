@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .common import EXIT_DONE, Console, UsageError, facts, new_parser, positive
+from .common import EXIT_DONE, Console, UsageError, add_pixel_size, facts, new_parser
 from .output import check_new_files
 
 if TYPE_CHECKING:
@@ -42,13 +42,7 @@ def add_parser(commands: Any) -> None:
         "second", metavar="B.mrc", help="another one, on the same grid; or an atomic model (.pdb, .cif, .ent)"
     )
     parser.add_argument("--mask", metavar="M.mrc", help="soft mask with values from 0 to 1, on the same grid")
-    parser.add_argument(
-        "--pixel-size",
-        "--angpix",
-        type=positive,
-        metavar="A",
-        help="angstrom per pixel of both maps, in place of what their headers say",
-    )
+    add_pixel_size(parser, "angstrom per pixel of both maps, in place of what their headers say")
     parser.add_argument(
         "--sym",
         default="C1",

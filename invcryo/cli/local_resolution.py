@@ -12,6 +12,7 @@ from .common import (
     Console,
     Interrupts,
     add_output,
+    add_pixel_size,
     add_threads,
     facts,
     new_parser,
@@ -54,13 +55,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("half2", metavar="H2.mrc", help="half map 2, on the same grid")
     parser.add_argument("--mask", metavar="M.mrc", help="where to look (above 0.5); default: the whole box")
     add_output(parser)
-    parser.add_argument(
-        "--pixel-size",
-        "--angpix",
-        type=positive,
-        metavar="A",
-        help="angstrom per pixel of the maps, in place of what their headers say",
-    )
+    add_pixel_size(parser, "angstrom per pixel of the maps, in place of what their headers say")
     parser.add_argument(
         "--window",
         type=positive,

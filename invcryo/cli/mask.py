@@ -7,7 +7,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .common import EXIT_DONE, Console, UsageError, facts, finite, new_parser, non_negative, positive
+from .common import (
+    EXIT_DONE,
+    Console,
+    UsageError,
+    add_pixel_size,
+    facts,
+    finite,
+    new_parser,
+    non_negative,
+)
 from .output import check_new_files
 from .pictures import matplotlib_is_there
 
@@ -71,13 +80,7 @@ def add_parser(commands: Any) -> None:
         metavar="PX",
         help="width of the soft edge in pixels; default: 6",
     )
-    parser.add_argument(
-        "--pixel-size",
-        "--angpix",
-        type=positive,
-        metavar="A",
-        help="angstrom per pixel, in place of what the header says",
-    )
+    add_pixel_size(parser, "angstrom per pixel, in place of what the header says")
     parser.add_argument("--overwrite", action="store_true", help="replace files that are there already")
 
 

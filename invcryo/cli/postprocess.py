@@ -12,6 +12,7 @@ from .common import (
     EXIT_DONE,
     Console,
     add_output,
+    add_pixel_size,
     facts,
     finite,
     new_parser,
@@ -74,13 +75,7 @@ def add_parser(commands: Any) -> None:
         "--mask", metavar="M.mrc", help="soft mask with values from 0 to 1 (see invcryo mask)"
     )
     add_output(parser)
-    parser.add_argument(
-        "--pixel-size",
-        "--angpix",
-        type=positive,
-        metavar="A",
-        help="angstrom per pixel of the maps, in place of what their headers say",
-    )
+    add_pixel_size(parser, "angstrom per pixel of the maps, in place of what their headers say")
     group = parser.add_argument_group("sharpening")
     group.add_argument(
         "--bfactor",

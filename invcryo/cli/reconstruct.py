@@ -19,6 +19,7 @@ from .common import (
     Interrupts,
     UsageError,
     add_output,
+    add_pixel_size,
     add_threads,
     count,
     facts,
@@ -105,13 +106,7 @@ def add_parser(commands: Any) -> None:
         help="folder that the image names are relative to (the RELION project); the working folder, the folder"
         " of the STAR file and its parents are searched as well",
     )
-    data.add_argument(
-        "--pixel-size",
-        "--angpix",
-        type=positive,
-        metavar="A",
-        help="angstrom per pixel, in place of what the STAR file says",
-    )
+    add_pixel_size(data, "angstrom per pixel, in place of what the STAR file says")
     data.add_argument(
         "--contrast",
         choices=("white", "dark"),

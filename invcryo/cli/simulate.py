@@ -12,6 +12,7 @@ from .common import (
     Console,
     UsageError,
     add_output,
+    add_pixel_size,
     add_threads,
     facts,
     natural,
@@ -63,13 +64,7 @@ def add_parser(commands: Any) -> None:
         metavar="B",
         help=f"side of the images and of the map in pixels; default: {_BOX}, or that of --map",
     )
-    grid.add_argument(
-        "--pixel-size",
-        "--angpix",
-        type=positive,
-        metavar="A",
-        help=f"angstrom per pixel; default: {_PIXEL_SIZE:g}, or that of --map",
-    )
+    add_pixel_size(grid, f"angstrom per pixel; default: {_PIXEL_SIZE:g}, or that of --map")
     grid.add_argument(
         "--resolution", type=positive, metavar="R", help="of --model, angstrom; default: 3 pixels"
     )

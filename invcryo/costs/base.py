@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..backend import array_module, inner, norm
-from ..operators import Circulant, Compose, LinOp, Refinement
+from ..operators import Circulant, Compose, Identity, LinOp, Refinement
 
 __all__ = ["Composed", "Cost", "Quadratic", "ScaledCost", "SumOfCosts", "Term"]
 
@@ -24,6 +24,14 @@ class Term(NamedTuple):
     scale: float
     cost: Cost
     operator: LinOp | None
+
+    def acting(self, shape: tuple[int, ...], dtype: Any) -> LinOp:
+        """The operator, on arrays of this shape and type."""
+        return Identity(shape, dtype) if self.operator is None else self.operator
+
+    def joined(self) -> Cost:
+        """The term as a cost of ``x``."""
+        return self.scale * (self.cost if self.operator is None else self.cost @ self.operator)
 
 
 class Cost:

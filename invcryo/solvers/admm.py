@@ -204,7 +204,7 @@ def _coarse_start(data: Quadratic, splits: list[Split]) -> NDArray | None:
     cost: Cost = Quadratic(Q, fine.adjoint(data.b), data.c)
     for term in terms:
         assert term is not None
-        cost = cost + term.scale * (term.cost if term.operator is None else term.cost @ term.operator)
+        cost = cost + term.joined()
     states = admm(cost)
     for state in states:
         if state.info["gap"] <= _COARSE_GAP or state.iteration == _COARSE_LIMIT:
@@ -224,8 +224,7 @@ def _parts(cost: Cost, shape: tuple[int, ...], dtype: Any) -> tuple[Quadratic, l
     data: Quadratic | None = None
     splits = []
     for term in cost.terms():
-        piece = term.scale * (term.cost if term.operator is None else term.cost @ term.operator)
-        q = piece.quadratic(shape, dtype)
+        q = term.joined().quadratic(shape, dtype)
         if q is None:
             splits.append(split(term, shape, dtype))
         else:
@@ -241,9 +240,8 @@ class _Equation:
     def __init__(self, Q: LinOp, splits: list[Split], precondition: bool, majoriser: float | None) -> None:
         self.Q, self.splits, self.majoriser = Q, splits, majoriser
         model = Q.nearest_circulant()
-        circulants = [s.gram.nearest_circulant() for s in splits]
         spectra = [s.gram.spectrum for s in splits]
-        known = all(c is not None for c in circulants)
+        known = all(s.circulant is not None for s in splits)
         self.exact = Q.spectrum is not None and all(s is not None for s in spectra)
         if majoriser is not None:
             if not 0 < majoriser < math.inf or any(s is None for s in spectra):
@@ -252,7 +250,7 @@ class _Equation:
                     " periodic convolution or the identity: use Gradient(shape, boundary='periodic')"
                 )
             model = np.full((1,) * len(Q.ishape), majoriser)
-        self._model, self._grams = model, [c for c in circulants if c is not None]
+        self._model = model
         self._used = known and model is not None and (precondition or self.exact or majoriser is not None)
         self.inverse: LinOp | None = None
 
@@ -268,8 +266,9 @@ class _Equation:
             return
         model = np.asarray(self._model)
         spectrum = model.astype(np.float64)
-        for s, g in zip(self.splits, self._grams, strict=True):
-            spectrum = spectrum + s.rho * g
+        for s in self.splits:
+            assert s.circulant is not None
+            spectrum = spectrum + s.rho * s.circulant
         if self.exact:
             lowest = float((spectrum + np.minimum(model, 0)).min())
             if lowest < 0 or float(spectrum.min()) <= 0:
@@ -351,17 +350,10 @@ def _figures(
     return info, gaps
 
 
-def _unit(s: Split) -> float:
-    """Mean eigenvalue of ``L^H L``, about."""
-    spectrum = s.gram.nearest_circulant()
-    return 1.0 if spectrum is None else max(float(np.mean(spectrum)), 1e-30)
-
-
 def _bounded(splits: list[Split], natural: list[float]) -> list[float]:
     """Penalties that are positive, and none so small that its term would never be felt."""
-    units = [_unit(s) for s in splits]
-    largest = max(r * m for r, m in zip(natural, units, strict=True))
-    return [max(r, _SMALLEST * largest / m) for r, m in zip(natural, units, strict=True)]
+    largest = max(r * s.unit for s, r in zip(splits, natural, strict=True))
+    return [max(r, _SMALLEST * largest / s.unit) for s, r in zip(splits, natural, strict=True)]
 
 
 def _first_penalties(splits: list[Split], data: Quadratic, hessian: LinOp | None) -> None:
@@ -379,7 +371,7 @@ def _first_penalties(splits: list[Split], data: Quadratic, hessian: LinOp | None
         guess = Circulant(1.0 / (np.maximum(spectrum, 0) + mean), b.shape, b.dtype).apply(b)
     natural = [s.natural_penalty(guess, hessian) if s.cost.has_value else mean for s in splits]
     if not any(r > 0 and math.isfinite(r) for r in natural):
-        natural = [mean / _unit(s) for s in splits]
+        natural = [mean / s.unit for s in splits]
     natural = [r if math.isfinite(r) else 0.0 for r in natural]
     for s, r in zip(splits, _bounded(splits, natural), strict=True):
         s.rho = r

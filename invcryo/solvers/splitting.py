@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any, NamedTuple
 
@@ -46,9 +47,19 @@ class Split:
 
     def __init__(self, term: Term, shape: tuple[int, ...], dtype: Any) -> None:
         self.cost, self.scale = term.cost, term.scale
-        self.operator: LinOp = Identity(shape, dtype) if term.operator is None else term.operator
+        self.operator = term.acting(shape, dtype)
         self.gram = self.operator.gram()
         self.rho = math.nan
+
+    @functools.cached_property
+    def circulant(self) -> NDArray | None:
+        """Spectrum of a periodic convolution close to ``L^H L``; None if unknown."""
+        return self.gram.nearest_circulant()
+
+    @functools.cached_property
+    def unit(self) -> float:
+        """Mean eigenvalue of ``L^H L``, about."""
+        return 1.0 if self.circulant is None else max(float(np.mean(self.circulant)), 1e-30)
 
     def begin(self, x: NDArray) -> None:
         """``u = prox(L x)``, no multiplier."""
