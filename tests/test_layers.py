@@ -29,9 +29,14 @@ LAYERS = [
         "memory",
         "reconstruction",
         "direct",
-        "sampling",
+        "poses",
+        "refinement",
+        "report",
+        "stet",
     ],
-    ["cli", "__main__", "studies", "autograd", "learned"],
+    ["autograd"],
+    ["learned"],
+    ["cli", "__main__", "studies"],
 ]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 

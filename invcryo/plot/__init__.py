@@ -1,0 +1,26 @@
+"""Figures. Every function returns the matplotlib Axes it drew on (an array of them when it drew several).
+
+Matplotlib is imported when a function is called, never shown, and without ``pyplot``: figures made here
+belong to no global state and need no display. Pass ``ax`` to draw into a figure of your own.
+"""
+
+from .common import save
+from .curves import convergence, ctf_curve, directional_fsc, fsc_curves, guinier, lcurve, resolution_histogram
+from .maps import local_resolution, masked_slices, projections, slices
+from .poses import orientations
+
+__all__ = [
+    "convergence",
+    "ctf_curve",
+    "directional_fsc",
+    "fsc_curves",
+    "guinier",
+    "lcurve",
+    "local_resolution",
+    "masked_slices",
+    "orientations",
+    "projections",
+    "resolution_histogram",
+    "save",
+    "slices",
+]
