@@ -22,6 +22,7 @@ from .local import LocalResolution, local_resolution
 from .maps import correlation, nrmse, psnr, radial_average
 from .masks import automatic_threshold, soft_mask, soft_sphere
 from .model import map_model_fsc, model_on_grid
+from .poses import PoseAlignment, PoseErrors, align_poses, pose_errors
 from .postprocess import (
     Guinier,
     GuinierFit,
@@ -39,8 +40,11 @@ __all__ = [
     "GuinierFit",
     "LocalResolution",
     "MaskedFSC",
+    "PoseAlignment",
+    "PoseErrors",
     "PostProcess",
     "Sampling",
+    "align_poses",
     "automatic_threshold",
     "correlation",
     "directional_fsc",
@@ -53,6 +57,7 @@ __all__ = [
     "model_on_grid",
     "nrmse",
     "phase_randomised_fsc",
+    "pose_errors",
     "postprocess",
     "psnr",
     "radial_average",
