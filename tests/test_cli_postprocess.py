@@ -156,6 +156,7 @@ def test_postprocess_files(cli, maps):
         "postprocess.star",
         "postprocess_fsc.xml",
         "postprocess_masked.mrc",
+        "report.html",
         "run.json",
         "slices.png",
     ]
@@ -246,7 +247,8 @@ def test_local_resolution_files(cli, maps):
     words = ("-o", maps / "local", "--window", "54", "--step", "15")
     code, out, err = cli("local-resolution", *halves(maps), *words)
     assert (code, err) == (0, "") and "54.0 and 15.0 angstrom" in out
-    names = ["histogram.csv", "histogram.png", "local_resolution.mrc", "local_resolution.png", "run.json"]
+    names = ["histogram.csv", "histogram.png", "local_resolution.mrc", "local_resolution.png"]
+    names += ["report.html", "run.json"]
     assert sorted(p.name for p in (maps / "local").iterdir()) == names
     a, b, mask = (read_map(maps / f"{n}.mrc") for n in ("half1", "half2", "mask"))
     expected = local_resolution(a.data, b.data, mask.data, pixel_size=PIXEL, window=54, step=15, rng=0)

@@ -21,6 +21,7 @@ from .common import (
 )
 from .fsc import resolution_text
 from .output import OutputFolder, record, write_json
+from .pages import PAGE, end, reconstruct_page
 from .pictures import draw, draw_slices
 
 if TYPE_CHECKING:
@@ -55,12 +56,17 @@ _ABOUT_HALVES = """\
   know, so the second flatters.
 """
 _LOOKS = (
+    (PAGE, "all of what follows on one page"),
     ("slices.png", "truth, total variation and unregularised, cut through the centre"),
     ("images.png", "twelve of the images that went in"),
     ("fsc_truth.png", "agreement with the truth, by size of detail"),
     ("fsc.png", "agreement of the half maps"),
     ("map.mrc", "the map, for ChimeraX or any viewer of MRC files; truth.mrc is beside it"),
 )
+_CAPTIONS = {
+    "images.png": "Twelve of the images that went in, each on its own grey scale.",
+    "fsc_truth.png": "Agreement with the truth, by size of detail.",
+}
 
 
 def add_parser(commands: Any) -> None:
@@ -111,6 +117,16 @@ def _run(
             "warnings": console.warnings,
             **record(args, words, started),
         }
+        page = reconstruct_page("The demo of invcryo", result, report, staging, _CAPTIONS)
+        page.section("Against the truth, which is known here because the data are simulated")
+        page.table(
+            [
+                (words, resolution_text(curves[name], 0.5), f"{against_truth[name]['correlation']:.3f}")
+                for name, words in (("map", "total variation"), ("map_noreg", "unregularised"))
+            ],
+            header=("", "FSC 0.5", "correlation"),
+        )
+        end(page, staging, report)
         write_json(staging / "run.json", report)
     report = {"folder": folder.path, "files": [folder.path / name for name in folder.existing], **report}
     _tell(console, folder, report, result, curves)

@@ -21,16 +21,25 @@ from .common import (
 )
 from .fsc import resolution_text
 from .output import OutputFolder, record, write_json
+from .pages import PAGE, write_local_page
 from .pictures import matplotlib_is_there
 from .postprocess import warn_of_regularised
 
-_RESULTS = ("local_resolution.mrc", "local_resolution.png", "histogram.png", "histogram.csv", "run.json")
+_RESULTS = (
+    "local_resolution.mrc",
+    "local_resolution.png",
+    "histogram.png",
+    "histogram.csv",
+    PAGE,
+    "run.json",
+)
 
 _DESCRIPTION = """\
 Local resolution of two half maps: their FSC in soft balls that slide over the particle, corrected by random
 phases, and where it falls below 0.143.
 
 DIR receives
+  report.html            all of it on one page, to look at first
   local_resolution.mrc   angstrom at each voxel where the mask is above 0.5, 0 elsewhere; colour the map by it
                          (ChimeraX: color sample #1 map #2)
   local_resolution.png   coloured slices; histogram.png and histogram.csv, over the voxels of the mask
@@ -147,7 +156,9 @@ def run(args: argparse.Namespace, words: Sequence[str], console: Console) -> tup
                 plot.save(coloured, staging / "local_resolution.png")
                 whole = result.whole.resolution(args.threshold)
                 plot.save(plot.resolution_histogram(values, whole=whole), staging / "histogram.png")
-            write_json(staging / "run.json", {**record(args, words, started), **report})
+            run_record = record(args, words, started)
+            write_local_page(staging, (args.half1, args.half2), result, report, run_record)
+            write_json(staging / "run.json", {**run_record, **report})
     console.say(f"{args.half1} and {args.half2}: {size:g} angstrom per pixel")
     low, median, high = quantiles
     console.say(
@@ -161,5 +172,5 @@ def run(args: argparse.Namespace, words: Sequence[str], console: Console) -> tup
         )
     )
     files = [str(folder.path / name) for name in folder.existing]
-    console.say(f"wrote {len(files)} files into {args.output}")
+    console.say(f"wrote {len(files)} files into {args.output}; look at {folder.path / PAGE}")
     return EXIT_DONE, {**report, "files": files}

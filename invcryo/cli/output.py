@@ -133,6 +133,7 @@ def record(args: argparse.Namespace, words: Sequence[str], started: float) -> di
     hidden = ("run", "command", "json", "quiet", "debug")
     return {
         "command_line": ["invcryo", *words],
+        "working_folder": os.getcwd(),
         "arguments": {k: v for k, v in sorted(vars(args).items()) if k not in hidden},
         "versions": versions(),
         "platform": platform.platform(),

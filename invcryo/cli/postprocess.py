@@ -22,6 +22,7 @@ from .common import (
 )
 from .fsc import resolution_text
 from .output import OutputFolder, record, write_json
+from .pages import PAGE, write_postprocess_page
 from .pictures import draw_slices, matplotlib_is_there
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ _RESULTS = (
     "guinier.png",
     "slices.png",
     "directional_fsc.png",
+    PAGE,
     "run.json",
 )
 
@@ -45,6 +47,7 @@ corrected for the mask by random phases, division by the MTF of the detector, we
 B-factor given or fitted to the Guinier plot, a low-pass filter where asked.
 
 DIR receives
+  report.html           all of it on one page, to look at first
   postprocess.mrc       the sharpened map, and postprocess_masked.mrc, times the mask
   postprocess.star      RELION's tables general, fsc and guinier
   postprocess_fsc.xml   the curve behind the resolution, for EMDB
@@ -206,7 +209,9 @@ def run(args: argparse.Namespace, words: Sequence[str], console: Console) -> tup
                     from .. import plot
 
                     plot.save(plot.directional_fsc(cones), staging / "directional_fsc.png")
-            write_json(staging / "run.json", {**record(args, words, started), **report})
+            run_record = record(args, words, started)
+            write_postprocess_page(staging, (args.half1, args.half2), result, report, run_record)
+            write_json(staging / "run.json", {**run_record, **report})
     _tell(args, result, console)
     if cones is not None:
         best, poorest = cones.resolution.min(), cones.resolution.max()
@@ -221,7 +226,7 @@ def run(args: argparse.Namespace, words: Sequence[str], console: Console) -> tup
             )
         )
     files = [str(folder.path / name) for name in folder.existing]
-    console.say(f"wrote {len(files)} files into {args.output}")
+    console.say(f"wrote {len(files)} files into {args.output}; look at {folder.path / PAGE}")
     return EXIT_DONE, {
         **report,
         "frequency": result.fsc.frequency,

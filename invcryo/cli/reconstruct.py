@@ -31,6 +31,7 @@ from .common import (
 )
 from .fsc import resolution_text
 from .output import OutputFolder, record, write_json
+from .pages import PAGE, end, reconstruct_page
 from .pictures import draw
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ RESULTS = (
     "convergence.csv",
     "convergence.png",
     "lcurve.png",
+    PAGE,
     "run.json",
 )
 
@@ -71,6 +73,7 @@ and lambda by --lam:
   X           a number, 0 or more
 
 DIR receives
+  report.html    all of it on one page, to look at first
   map.mrc        the map, and map_noreg.mrc, the same without regularisation
   half1.mrc      with --half-maps: the map of half set 1; half2.mrc;
                  half1_noreg.mrc, half2_noreg.mrc, the same without regularisation
@@ -351,6 +354,8 @@ def save(
             "warnings": console.warnings,
             **record(args, words, started),
         }
+        title = f"Reconstruction of {Path(args.particles).name}"
+        end(reconstruct_page(title, result, report, staging), staging, report)
         write_json(staging / "run.json", report)
     report = {"folder": folder.path, "files": [folder.path / name for name in folder.existing], **report}
     tell(console, folder, report, result)
@@ -440,11 +445,7 @@ def tell(console: Console, folder: OutputFolder, report: dict[str, Any], result:
     console.say(facts(rows))
     if result.fsc is not None and result.fsc_noreg is not None:
         console.say("  (quote the first: regularised halves share their prior, which raises their FSC)")
-    pictures = [
-        name for name in ("slices.png", "fsc.png", "convergence.png", "lcurve.png") if name in folder.existing
-    ]
-    if pictures:
-        console.say(f"pictures: {', '.join(str(folder.path / name) for name in pictures)}")
+    console.say(f"look at {folder.path / PAGE}")
 
 
 def _check(args: argparse.Namespace) -> None:
