@@ -53,6 +53,13 @@ def projector(dtype, cls=ops.Projector, **options):
     return cls(poses(), KaiserBessel(), (7, 8, 6), (9, 8), dtype=dtype, **options)
 
 
+def tilted(dtype, shape, image=None, **options):
+    shifts = [[0.3, -1.2], [2.0, 0.5], [-0.7, 0.1]]
+    return ops.SingleAxisProjector(
+        [-1.1, 0.0, 0.7], KaiserBessel(), shape, image, shifts=shifts, dtype=dtype, **options
+    )
+
+
 #: name: (class, maker). Sizes are odd, even and unequal, so that axes in the wrong order cannot pass.
 TABLE = {
     "identity": (ops.Identity, lambda d: ops.Identity((3, 4, 5), d)),
@@ -121,6 +128,12 @@ TABLE = {
         ops.Projector,
         lambda d: ops.Projector(poses(), KaiserBessel(), (9, 8, 10), (5, 4), dtype=d),
     ),
+    "projector-tilt-y": (ops.SingleAxisProjector, lambda d: tilted(d, (7, 8, 6))),
+    "projector-tilt-x": (ops.SingleAxisProjector, lambda d: tilted(d, (7, 6, 8), axis="x")),
+    "projector-tilt-z": (ops.SingleAxisProjector, lambda d: tilted(d, (9, 8, 10), (5, 4), axis="z")),
+    "projector-tilt-tall": (ops.SingleAxisProjector, lambda d: tilted(d, (5, 6, 7), (11, 9))),
+    "projector-tilt-scaled": (ops.SingleAxisProjector, lambda d: tilted(d, (7, 8, 6), scale=1.7)),
+    "projector-tilt-turned": (ops.SingleAxisProjector, lambda d: tilted(d, (7, 8, 6), in_plane_angle=0.2)),
     "real-space": (ops.RealSpaceProjector, lambda d: projector(d, ops.RealSpaceProjector)),
     "real-space-scaled": (ops.RealSpaceProjector, lambda d: projector(d, ops.RealSpaceProjector, scale=1.7)),
     "real-space-small-detector": (
@@ -419,6 +432,12 @@ def test_what_does_not_fit_is_refused():
         (lambda: ops.Projector(poses(), KaiserBessel(), (8, 8)), "volume needs 3"),
         (lambda: ops.Projector(poses(), KaiserBessel(), 8, cutoff=0), "must be positive"),
         (lambda: ops.RealSpaceProjector(poses(), BandLimited(), 8), "no finite support"),
+        (lambda: ops.SingleAxisProjector([-60.0, 60.0], KaiserBessel(), 8), r"beyond pi.*np\.deg2rad"),
+        (lambda: ops.SingleAxisProjector([0.1, np.nan], KaiserBessel(), 8), r"angle 1 .*NaN"),
+        (lambda: ops.SingleAxisProjector([], KaiserBessel(), 8), "one for each image"),
+        (lambda: ops.SingleAxisProjector([0.1], KaiserBessel(), 8, axis="tilt"), "'x', 'y' or 'z'"),
+        (lambda: ops.SingleAxisProjector([0.1], KaiserBessel(), 8, in_plane_angle=85.3), "in radians"),
+        (lambda: ops.SingleAxisProjector([0.1], KaiserBessel(), 8, shifts=np.zeros((2, 2))), "need shifts"),
         (lambda: ops.Synthesis(KaiserBessel(), (5, 5, 5), (4, 4)), "cannot have shape"),
     ],
 )

@@ -19,6 +19,7 @@ from ..backend import array_module, threads
 __all__ = [
     "SPREADING",
     "SortedPoints",
+    "TiltedLines",
     "add_slices",
     "ctf_values",
     "dead_zone",
@@ -34,6 +35,8 @@ __all__ = [
     "project_groups",
     "shrink_groups",
     "shrink_weighted",
+    "slice_gradients",
+    "slice_products",
     "splat_adjoint",
     "splat_apply",
     "threshold_matrices",
@@ -219,6 +222,59 @@ class SortedPoints:
                               self._order, coefficients, width, values)  # fmt: skip
 
 
+class TiltedLines:
+    """Points ``frequencies[r] lines[p]`` of a periodic grid (rows, columns, planes), which all planes share.
+
+    Parameters
+    ----------
+    lines : (n, 2), float64
+        In turns, along rows and columns.
+    frequencies : (m,), float64
+    fine : (rows, columns)
+        Samples per turn.
+    coefficients : (degree + 1, lanes)
+        Polynomials of the spreading kernel, of the type of the grid.
+
+    Notes
+    -----
+    Grids are real arrays: planes of complex numbers are stored as pairs. The number of planes must be a multiple of
+    `PLANES` complex, or 2 `PLANES` real ones; what `take` and `put` are given may have fewer.
+    """
+
+    PLANES = 16
+
+    def __init__(
+        self, lines: NDArray, frequencies: NDArray, fine: tuple[int, int], coefficients: NDArray
+    ) -> None:
+        dtype = coefficients.dtype
+        width = SPREADING[dtype.name][0]
+        shape = (len(lines), frequencies.size, 2, width)
+        self._cells, self._weights = np.empty(shape, np.uint16), np.empty(shape, dtype)
+        loops = _tilt(lines, work=self._cells.size)
+        loops.find_cells(lines, frequencies, np.array(fine), width, coefficients, self._cells, self._weights)
+
+    def take(self, grid: NDArray, transfer: NDArray, across: NDArray, along: NDArray, out: NDArray) -> None:
+        """``out[p, r, k] = transfer[r, k] across[p, r] along[p, k]`` times plane k of the grid at point (p, r)."""
+        _tilt(grid, work=out.size).take_lines(grid, self._cells, self._weights, transfer, across, along, out)
+
+    def put(self, values: NDArray, transfer: NDArray, across: NDArray, along: NDArray, grid: NDArray) -> None:
+        """The adjoint of `take`: added to the grid."""
+        _tilt(grid, work=values.size).put_lines(
+            values, self._cells, self._weights, transfer, across, along, grid
+        )
+
+    def put_strengths(self, strengths: NDArray, grid: NDArray) -> None:
+        """Add real ``strengths[r, k]`` at point (p, r) of plane k, for every p."""
+        _tilt(grid, work=len(self._cells) * strengths.size).put_strengths(
+            strengths, self._cells, self._weights, grid
+        )
+
+
+def _tilt(*arrays: Any, work: int) -> Any:
+    _cpu(*arrays, work=work)
+    return importlib.import_module("invcryo.kernels.cpu_tilt")
+
+
 def fold_margins(grid: NDArray, margin: int, inside: tuple[int, ...]) -> None:
     """Move what lies in the margins around ``inside`` (planes, ny, nx) to where it belongs.
 
@@ -236,6 +292,49 @@ def fill_margins(grid: NDArray, margin: int, inside: tuple[int, ...]) -> None:
 def _nufft(*arrays: Any, work: int) -> Any:
     _cpu(*arrays, work=work)
     return importlib.import_module("invcryo.kernels.cpu_nufft")
+
+
+def slice_gradients(grid: NDArray, margin: int, fine: tuple[int, ...], coefficients: NDArray, frames: NDArray,
+                    frequencies: NDArray, values: NDArray, gradients: NDArray) -> None:  # fmt: skip
+    """Values (n, m) of a transform at ``wx frames[p, 0] + wy frames[p, 1]`` turns, and its gradients (n, m, 3) in x, y,
+    z per turn: those of the interpolant."""
+    width = SPREADING[coefficients.dtype.name][0]
+    _poses(grid, work=values.size).slice_gradients(
+        grid, margin, fine, coefficients, width, frames, frequencies, values, gradients
+    )
+
+
+def slice_products(grid: NDArray, margin: int, fine: tuple[int, ...], coefficients: NDArray, frames: NDArray,
+                   frequencies: NDArray, index: tuple[NDArray, NDArray], phases: tuple[NDArray, NDArray],
+                   image: NDArray, data: NDArray, power: NDArray, derivatives: bool) -> NDArray:  # fmt: skip
+    """Sums over the points j of view p, whose values are ``v``, at a time against ``data[i]``, ``i = image[p]``::
+
+        0       Re sum conj(data[i, j]) v[j] e[j],      e[j] = phase_x[p, ix[j]] phase_y[p, iy[j]]
+        1       sum power[i, j] |v[j]|^2
+
+    and with ``derivatives`` those of v e =: m by a small turn of the image frame about its x, y and z axis, to the
+    left, and by a shift along x and y, ``e = exp(-i w . t)``::
+
+        2..6    Re sum conj(data) dm/d(x, y, z, tx, ty)
+        7..9    Re sum power conj(m) dm/d(x, y, z)        (0 for shifts)
+        10..24  Re sum power conj(dm/da) dm/db, the upper triangle row by row
+
+    (n, 2) or (n, 25), float64. ``frames`` (n, 3, 3): the axes of the image, in turns per unit of frequency. ``power``
+    has one row for all images or one for each.
+    """
+    loops = _poses(grid, data, work=len(image) * frequencies.shape[1])
+    out = np.empty((len(image), 25 if derivatives else 2))
+    width = SPREADING[coefficients.dtype.name][0]
+    loop = loops.slice_derivatives if derivatives else loops.slice_products
+    loop(
+        grid, margin, fine, coefficients, width, frames, frequencies, *index, *phases, image, data, power, out
+    )
+    return out
+
+
+def _poses(*arrays: Any, work: int) -> Any:
+    _cpu(*arrays, work=16 * work)  # a point is a few hundred products
+    return importlib.import_module("invcryo.kernels.cpu_poses")
 
 
 def hessian_apply(x: NDArray, periodic: bool, out: NDArray) -> None:

@@ -7,6 +7,7 @@ from .gradient import Gradient, Laplacian
 from .hessian import Bilaplacian, Hessian
 from .projector import Projector, RealSpaceProjector
 from .refinement import Refinement
+from .single_axis import SingleAxisProjector
 from .synthesis import Synthesis
 from .wavelet import Wavelet
 
@@ -28,6 +29,7 @@ __all__ = [
     "RealSpaceProjector",
     "Refinement",
     "Scaled",
+    "SingleAxisProjector",
     "Stack",
     "Sum",
     "Synthesis",

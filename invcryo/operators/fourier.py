@@ -335,6 +335,24 @@ class Toeplitz(LinOp):
         planes = lib.rfft2(embedded, overwrite_x=True)
         self._spectrum = lib.hfft(planes, self._padded[0], axis=0).astype(self.dtype, copy=False)
 
+    @classmethod
+    def from_spectrum(cls, spectrum: NDArray, shape: Sequence[int], padded: Sequence[int]) -> Toeplitz:
+        """From the eigenvalues of the padded convolution on the half spectrum of ``rfftn``.
+
+        Sides may be padded by less than ``2 n - 1`` where the kernel has the period of the padded side.
+        """
+        out = cls.__new__(cls)
+        LinOp.__init__(out, shape, shape, spectrum.dtype)
+        out._padded = tuple(int(n) for n in padded)
+        half = (*out._padded[:-1], out._padded[-1] // 2 + 1)
+        if spectrum.shape != half or any(n > m for n, m in zip(out.ishape, out._padded, strict=True)):
+            raise ValueError(
+                f"a {out.ishape} convolution padded to {out._padded} has a spectrum of shape {half}, got"
+                f" {spectrum.shape}"
+            )
+        out._spectrum = spectrum
+        return out
+
     @property
     def pad(self) -> ZeroPad:
         """The embedding: ``T = pad.H @ circulant @ pad``."""
@@ -351,8 +369,9 @@ class Toeplitz(LinOp):
         r = fft(self._spectrum).irfftn(
             self._spectrum.astype(np.result_type(self.dtype, np.complex64)), s=self._padded
         )
-        r = np.roll(r, [n - 1 for n in self.ishape], axis=(0, 1, 2))
-        return r[tuple(slice(0, 2 * n - 1) for n in self.ishape)]
+        for axis, n in enumerate(self.ishape):
+            r = np.take(r, range(-(n - 1), n), axis=axis, mode="wrap")
+        return r
 
     def coarsened(self) -> Toeplitz | None:
         """``E^H T E`` for the interpolation E of `Refinement`, but for its ends; None where the sides do not halve.
@@ -362,9 +381,10 @@ class Toeplitz(LinOp):
         """
         coarse = tuple((n + 1) // 2 for n in self.ishape)
         halves = tuple(n // 2 for n in self._padded)
-        if any(n % 4 for n in self._padded) or any(
-            h < 2 * n - 1 for h, n in zip(halves, coarse, strict=True)
-        ):
+        # a side that is padded by less is periodic, and stays so
+        wraps = (m < 2 * n - 1 for m, n in zip(self._padded, self.ishape, strict=True))
+        enough = (h >= (n if wrap else 2 * n - 1) for h, n, wrap in zip(halves, coarse, wraps, strict=True))
+        if any(n % 4 for n in self._padded) or not all(enough):
             return None
         xp = array_module(self._spectrum)
         s = self._spectrum
@@ -429,16 +449,13 @@ class Toeplitz(LinOp):
 
     @functools.cached_property
     def _nearest(self) -> NDArray:
-        r = self.kernel.astype(np.float64)
+        lib = fft(self._spectrum)
+        r = lib.irfftn(self._spectrum.astype(np.result_type(self.dtype, np.complex64)), s=self._padded)
         for axis, n in enumerate(self.ishape):
-            lag = np.arange(-(n - 1), n)
-            shape = (-1,) + (1,) * (2 - axis)
-            r = r * (1.0 - np.abs(lag) / n).reshape(shape)
             # fold lag k and lag k - n onto one place of a period
-            head = np.take(r, range(n - 1, 2 * n - 1), axis=axis)
-            tail = np.take(r, range(0, n - 1), axis=axis)
-            head[(slice(None),) * axis + (slice(1, None),)] += tail
-            r = head
+            share = (np.arange(n) / n).reshape((-1,) + (1,) * (2 - axis))
+            head = np.take(r, range(n), axis=axis) * (1.0 - share)
+            r = head + np.take(r, range(-n, 0), axis=axis, mode="wrap") * share
         spectrum = fft(r).rfftn(r).real.astype(self.dtype)
         spectrum.setflags(write=False)  # it is shared by every caller
         return spectrum
