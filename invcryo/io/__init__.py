@@ -8,6 +8,8 @@ from .mrc import Map, Stack, StackWriter, header_info, open_stack, read_map, wri
 from .particles import describe, read_particles
 from .star import StarBlock, read_star, write_star
 from .star_particles import write_particles
+from .tilt_files import apply_xf, read_mdoc, read_tilt_series, read_xf, write_tilt_series
+from .tilt_series import TiltSeries
 
 __all__ = [
     "Map",
@@ -15,6 +17,8 @@ __all__ = [
     "StackImages",
     "StackWriter",
     "StarBlock",
+    "TiltSeries",
+    "apply_xf",
     "atomic_open",
     "atomic_path",
     "describe",
@@ -22,11 +26,15 @@ __all__ = [
     "open_stack",
     "read_cs",
     "read_map",
+    "read_mdoc",
     "read_particles",
     "read_star",
+    "read_tilt_series",
+    "read_xf",
     "write_cs",
     "write_map",
     "write_particles",
     "write_stack",
     "write_star",
+    "write_tilt_series",
 ]

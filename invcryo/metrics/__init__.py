@@ -18,6 +18,7 @@ from .fsc import (
     write_fsc_star,
     write_fsc_xml,
 )
+from .image_quality import affine_grey_fit, elongation, expected_elongation, ssim
 from .local import LocalResolution, local_resolution
 from .maps import correlation, nrmse, psnr, radial_average
 from .masks import automatic_threshold, soft_mask, soft_sphere
@@ -44,10 +45,13 @@ __all__ = [
     "PoseErrors",
     "PostProcess",
     "Sampling",
+    "affine_grey_fit",
     "align_poses",
     "automatic_threshold",
     "correlation",
     "directional_fsc",
+    "elongation",
+    "expected_elongation",
     "fibonacci_axes",
     "fsc",
     "half_bit",
@@ -67,6 +71,7 @@ __all__ = [
     "sampling_compensation",
     "soft_mask",
     "soft_sphere",
+    "ssim",
     "write_fsc_star",
     "write_fsc_xml",
     "write_postprocess",

@@ -1,0 +1,29 @@
+"""Tilt series with few electrons: sampling, its analysis, alignment checks, reconstruction."""
+
+from .alignment import AxisEstimate, estimate_axis
+from .analysis import TPSF, held_out_error, hold_out, sparse_approximation, sparsity, tpsf
+from .sampling import (
+    Sampling,
+    add_poisson_noise,
+    image_sampling,
+    load_sampling,
+    saxton_angles,
+    tilt_sampling,
+)
+
+__all__ = [
+    "TPSF",
+    "AxisEstimate",
+    "Sampling",
+    "add_poisson_noise",
+    "estimate_axis",
+    "held_out_error",
+    "hold_out",
+    "image_sampling",
+    "load_sampling",
+    "saxton_angles",
+    "sparse_approximation",
+    "sparsity",
+    "tilt_sampling",
+    "tpsf",
+]
