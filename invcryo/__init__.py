@@ -43,13 +43,16 @@ _WHERE = {
     "inversion": ["PENALTIES", "least_squares_map", "regularised_map"],
     "io": [
         "Map",
+        "TiltSeries",
         "describe",
         "read_map",
         "read_particles",
         "read_star",
+        "read_tilt_series",
         "write_map",
         "write_particles",
         "write_star",
+        "write_tilt_series",
     ],
     "metrics": ["FSC", "fsc", "phase_randomised_fsc", "soft_mask", "soft_sphere"],
     "operators": [
@@ -79,7 +82,7 @@ _WHERE = {
         "random_rotations",
     ],
     "selection": ["choose_lambda", "lambda_max", "noise_level"],
-    "simulate": ["model_to_volume", "phantom", "simulate_particles", "write_simulation"],
+    "simulate": ["cell_phantom", "model_to_volume", "phantom", "simulate_particles", "write_simulation"],
     "solvers": [
         "NonFiniteError",
         "Result",
@@ -93,6 +96,7 @@ _WHERE = {
         "residual_below",
         "run",
     ],
+    "stet": ["image_sampling", "tilt_sampling"],
     "symmetry": ["point_group", "symmetrise", "symmetry_correlation"],
     "window": ["BandLimited", "KaiserBessel", "Window"],
 }
