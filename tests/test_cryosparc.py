@@ -493,3 +493,37 @@ def test_a_shift_beyond_single_precision_is_not_written(tmp_path):
     with pytest.raises(ValueError, match=r"alignments3D/shift of particle 2 is beyond .* single precision"):
         write_cs(tmp_path / "p.cs", read_particles(star))
     assert not (tmp_path / "p.cs").exists()
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "message"),
+    [
+        ("rlnClassNumber", "descr", "rlnClassNumber of row 2 is 'descr', not a number"),
+        ("rlnClassNumber", "nan", "rlnClassNumber of particle 2 is nan, not the number of a class"),
+        ("rlnClassNumber", "1e12", "rlnClassNumber of particle 2 is 1e.12, not the number of a class"),
+        ("rlnMicrographName", "", "rlnMicrographName of particle 2 is '': empty or unprintable"),
+        ("rlnMicrographName", "a\x01b", "rlnMicrographName of particle 2 is .*: empty or unprintable"),
+    ],
+)
+def test_what_a_cs_file_could_not_hold_is_refused_by_name(tmp_path, column, value, message):
+    images = np.zeros((2, 4, 4), np.float32)
+    write_particles(
+        tmp_path / "p.star",
+        ParticleStack(images, 1.5, Poses(np.stack([np.eye(3)] * 2), np.zeros((2, 2)))),
+        stack_path=tmp_path / "p.mrcs",
+    )
+    stack = read_particles(tmp_path / "p.star")
+    stack.table[column] = np.array(["1", value])
+    with pytest.raises(ValueError, match=f"new.cs: {message}"):
+        write_cs(tmp_path / "new.cs", stack)
+    assert not (tmp_path / "new.cs").exists()
+    stack.table[column] = np.array(["1", "2"])
+    write_cs(tmp_path / "new.cs", stack)
+    assert len(read_particles(tmp_path / "new.cs")) == 2
+
+
+def test_a_column_no_star_file_can_name_is_refused_with_the_name_of_the_file(tmp_path):
+    images = np.zeros((1, 4, 4), np.float32)
+    stack = ParticleStack(images, 1.5, Poses(np.eye(3)[None], np.zeros((1, 2))), table={"blö b": np.ones(1)})
+    with pytest.raises(ValueError, match=r"p\.star: STAR column name 'blö b'"):
+        write_particles(tmp_path / "p.star", stack, stack_path=tmp_path / "p.mrcs")

@@ -15,6 +15,7 @@ from ..data import ParticleStack
 from ..rotation import geodesic_distance, matrix_from_rotvec, rotvec_from_matrix
 from .atomic import atomic_open
 from .cryosparc import CTF_COLUMNS, UID, Columns, alignment, listed, native
+from .star import text_to_numbers
 
 __all__ = ["lost_in_cs", "lost_in_star", "write_cs"]
 
@@ -71,7 +72,7 @@ def write_cs(path: str | os.PathLike[str], stack: ParticleStack) -> None:
     if not len(stack):
         raise ValueError(f"{path}: there is no particle to write")
     old = {name: np.asarray(v) for name, v in stack.table.items() if native(name)}
-    columns = _blob_columns(path, stack, old) | _ctf_columns(stack, old) | _pose_columns(stack, old)
+    columns = _blob_columns(path, stack, old) | _ctf_columns(stack, old) | _pose_columns(path, stack, old)
     for name, values in columns.items():
         if values.dtype.kind == "f" and not np.isfinite(values).all():
             bad = int(np.flatnonzero(~np.isfinite(values.reshape(len(values), -1)).all(axis=1))[0])
@@ -119,7 +120,13 @@ def _blob_columns(path: Path, stack: ParticleStack, old: Columns) -> Columns:
     columns["blob/path"], columns["blob/idx"] = np.array(places), np.array(index, dtype=np.uint32)
     columns["uid"] = _uids(path, stack)
     if "rlnMicrographName" in stack.table:
-        columns["location/micrograph_path"] = np.asarray(stack.table["rlnMicrographName"]).astype(np.str_)
+        names = np.asarray(stack.table["rlnMicrographName"]).astype(np.str_)
+        for i, name in enumerate(names.tolist()):
+            if not name.removeprefix(">").strip() or any(ord(c) < 32 for c in name):
+                raise ValueError(
+                    f"{path}: rlnMicrographName of particle {i + 1} is {name!r}: empty or unprintable"
+                )
+        columns["location/micrograph_path"] = names
     if "rlnOpticsGroup" in stack.table:
         groups = np.unique(np.asarray(stack.table["rlnOpticsGroup"]).astype(np.str_), return_inverse=True)[1]
         columns["ctf/exp_group_id"] = groups.astype(np.uint32)
@@ -166,7 +173,7 @@ def _ctf_columns(stack: ParticleStack, old: Columns) -> Columns:
     return columns
 
 
-def _pose_columns(stack: ParticleStack, old: Columns) -> Columns:
+def _pose_columns(path: Path, stack: ParticleStack, old: Columns) -> Columns:
     n, columns = len(stack), {}
     if stack.poses is not None:
         size = old.get("alignments3D/psize_A", np.full(n, stack.pixel_size)).astype(np.float64)
@@ -179,7 +186,13 @@ def _pose_columns(stack: ParticleStack, old: Columns) -> Columns:
             pose = rotvec_from_matrix(stack.poses.matrices).astype(np.float32)
         columns["alignments3D/pose"] = pose
         if "rlnClassNumber" in stack.table and "alignments3D/class" not in old:
-            classes = np.asarray(stack.table["rlnClassNumber"]).astype(np.float64)
+            classes = text_to_numbers(np.asarray(stack.table["rlnClassNumber"]), f"{path}: rlnClassNumber")
+            good = (classes == np.floor(classes)) & (classes >= 0) & (classes < 2**32)
+            if not good.all():
+                bad = int(np.flatnonzero(~good)[0])
+                raise ValueError(
+                    f"{path}: rlnClassNumber of particle {bad + 1} is {classes[bad]:g}, not the number of a class"
+                )
             columns["alignments3D/class"] = np.maximum(classes - 1, 0).astype(np.uint32)
     if stack.half is not None:
         columns["alignments3D/split"] = (np.asarray(stack.half) - 1).astype(np.uint32)

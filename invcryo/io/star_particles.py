@@ -15,7 +15,7 @@ from .cryosparc import native
 from .cs_particles import lost_in_star
 from .images import StackImages, UnreadImages
 from .mrc import write_stack
-from .star import StarBlock, write_star
+from .star import write_star
 from .table import ANGLES, OLD_ORIGINS, ORIGINS
 
 __all__ = ["write_particles"]
@@ -106,8 +106,8 @@ def write_particles(
     write_star(
         path,
         {
-            "optics": StarBlock({"rlnOpticsGroup": numbers, "rlnOpticsGroupName": named, **optics}),
-            "particles": StarBlock({**table, "rlnOpticsGroup": group + 1}),
+            "optics": {"rlnOpticsGroup": numbers, "rlnOpticsGroupName": named, **optics},
+            "particles": {**table, "rlnOpticsGroup": group + 1},
         },
     )
 
