@@ -8,19 +8,26 @@ from .common import save
 from .curves import convergence, ctf_curve, directional_fsc, fsc_curves, guinier, lcurve, resolution_histogram
 from .maps import local_resolution, masked_slices, projections, slices
 from .poses import orientations
+from .tilt import dose_curves, profiles, section_grid, tilt_masks, tpsf, wedge_spectrum
 
 __all__ = [
     "convergence",
     "ctf_curve",
     "directional_fsc",
+    "dose_curves",
     "fsc_curves",
     "guinier",
     "lcurve",
     "local_resolution",
     "masked_slices",
     "orientations",
+    "profiles",
     "projections",
     "resolution_histogram",
     "save",
+    "section_grid",
     "slices",
+    "tilt_masks",
+    "tpsf",
+    "wedge_spectrum",
 ]
