@@ -10,7 +10,14 @@ import pytest
 import invcryo as ic
 from invcryo.io.mrc import write_stack
 from invcryo.io.tilt_checks import contrast_score, fit_axis, line_moments, suspicions
-from invcryo.io.tilt_files import apply_xf, read_mdoc, read_tilt_series, read_xf, write_tilt_series
+from invcryo.io.tilt_files import (
+    apply_xf,
+    read_mdoc,
+    read_tilt_series,
+    read_xf,
+    straighten,
+    write_tilt_series,
+)
 from invcryo.io.tilt_series import TiltSeries
 from invcryo.stet.alignment import estimate_axis
 
@@ -229,6 +236,32 @@ def test_xf_undoes_what_was_done(tmp_path, rng):
     np.savetxt(tmp_path / "e.xf", rows[:, :4])
     with pytest.raises(ValueError, match="six finite numbers"):
         read_xf(tmp_path / "e.xf")
+
+
+@pytest.mark.parametrize("shape", [(40, 44), (41, 45)])
+def test_straighten(shape, rng):
+    """What the projector makes of a turned and shifted axis, taken back to that of a straight one."""
+    crooked = projections("x", 12.0, rng.uniform(-2, 2, (31, 2)), shape=shape)
+    straight, made = projections("x", shape=shape), straighten(crooked)
+    assert made.in_plane_angle == 0 and not made.shifts.any() and "by cubic interpolation" in made.notes[-1]
+    difference = (made.images - straight.images)[made.measured]
+    assert np.sqrt(np.square(difference).mean()) < 0.02 * straight.images.std()
+    assert straighten(straight) is straight
+
+
+def test_centre_of_aligned_stacks(tmp_path):
+    """IMOD's axis is in the middle of the field: our centre on odd sides, half a pixel before it on even ones."""
+    for width, shift in ((9, 0.0), (8, -0.5)):
+        write_stack(tmp_path / "f.st", np.ones((3, 7, width), np.float32), 10.0)
+        (tmp_path / "f.st").rename(tmp_path / "f.ali")
+        made = read_tilt_series(tmp_path / "f.ali", angles=[-40, 0, 40], check=False)
+        np.testing.assert_array_equal(made.shifts, [[shift, 0]] * 3)
+    # and an alignment that does nothing brings that axis to our centre
+    image = np.zeros((1, 8, 8), np.float32)
+    image[0, 3:5, 3:5] = 1
+    made = apply_xf(TiltSeries(image, [0.0]), np.array([[1.0, 0, 0, 1, 0, 0]]))
+    y, x = np.mgrid[:8, :8] - 4
+    assert abs((x * made.images[0]).sum()) < 1e-5 and abs((y * made.images[0]).sum()) < 1e-5
 
 
 class FakeAxis(SimpleNamespace):

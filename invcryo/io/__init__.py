@@ -8,7 +8,7 @@ from .mrc import Map, Stack, StackWriter, header_info, open_stack, read_map, wri
 from .particles import describe, read_particles
 from .star import StarBlock, read_star, write_star
 from .star_particles import write_particles
-from .tilt_files import apply_xf, read_mdoc, read_tilt_series, read_xf, write_tilt_series
+from .tilt_files import apply_xf, read_mdoc, read_tilt_series, read_xf, straighten, write_tilt_series
 from .tilt_series import TiltSeries
 
 __all__ = [
@@ -31,6 +31,7 @@ __all__ = [
     "read_star",
     "read_tilt_series",
     "read_xf",
+    "straighten",
     "write_cs",
     "write_map",
     "write_particles",

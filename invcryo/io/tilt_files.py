@@ -18,7 +18,7 @@ from .tilt_checks import suspicions
 from .tilt_formats import FoundSeries, from_signal, is_signal, read_microscope_file, read_tiff
 from .tilt_series import Axis, Contrast, TiltSeries, radians_from_file
 
-__all__ = ["apply_xf", "read_mdoc", "read_tilt_series", "read_xf", "write_tilt_series"]
+__all__ = ["apply_xf", "read_mdoc", "read_tilt_series", "read_xf", "straighten", "write_tilt_series"]
 
 logger = logging.getLogger(__name__)
 
@@ -109,6 +109,17 @@ def read_tilt_series(
             turn = mdoc["in_plane_angle_deg"]
             notes.append(f"tilt axis at {turn:g} degrees from y, as {beside['mdoc'].name} states")
     size = pixel_size or stated.get("pixel_size") or found.pixel_size or mdoc.get("pixel_size")
+    shifts = stated.get("shifts")
+    height, width = found.images.shape[1:]
+    if (
+        shifts is None
+        and path is not None
+        and path.suffix.lower() == ".ali"
+        and not (height % 2 and width % 2)
+    ):
+        # the middle of the field, where IMOD puts the axis, is half a pixel before n // 2 on an even side
+        shifts = np.tile([0.5 * (width % 2 - 1), 0.5 * (height % 2 - 1)], (len(tilts), 1))
+        notes.append("tilt axis in the middle of the field, (n - 1) / 2, as IMOD has it in aligned stacks")
     series = TiltSeries(
         found.images,
         tilts,
@@ -118,7 +129,7 @@ def read_tilt_series(
         contrast or stated.get("contrast", "bright"),
         thickness if thickness is not None else stated.get("thickness_pixels"),
         _mask(mask, path, stated),
-        stated.get("shifts"),  # type: ignore[arg-type]
+        shifts,  # type: ignore[arg-type]
         flipped=bool(flip_tilt) != bool(stated.get("sign_turned", False)),
         source=name,
         notes=tuple(notes),
@@ -180,13 +191,12 @@ def read_xf(path: str | os.PathLike[str]) -> NDArray:
 
 
 def apply_xf(series: TiltSeries, transforms: NDArray, *, name: str = "the alignment") -> TiltSeries:
-    """The series resampled by IMOD's affine transforms ``X' = A X + D`` about the middle of the images.
+    """The series resampled by IMOD's affine transforms ``X' = A X + D``.
 
     Cubic splines; magnification and stretch are applied too, and noted. Pixels that the transform brings in from
-    outside the image, or from pixels that were not measured, are marked as not measured.
+    outside the image, or from pixels that were not measured, are marked as not measured. ``X`` counts from the middle
+    of the field, ``(n - 1) / 2``, where IMOD has its tilt axis; it comes to lie on our centre ``n // 2``.
     """
-    from scipy.ndimage import affine_transform
-
     if len(transforms) != len(series):
         raise ValueError(f"{series.source}: {len(series)} images but {len(transforms)} transforms in {name}")
     if abs(series.in_plane_angle) > 0 or series.shifts.any():
@@ -194,22 +204,48 @@ def apply_xf(series: TiltSeries, transforms: NDArray, *, name: str = "the alignm
             f"{series.source}: the images are to be moved by {name}, but an axis angle or shifts are stated too;"
             " leave one of the two out"
         )
+    forward = transforms[:, :4].reshape(-1, 2, 2)
+    stretch = float(abs(np.linalg.svd(forward)[1] - 1).max())
     height, width = series.images.shape[1:]
-    middle = np.array([(height - 1) / 2, (width - 1) / 2])  # of the field, which is IMOD's centre
-    images, mask = np.empty_like(series.images), np.empty(series.images.shape, bool)
-    stretch = 0.0
-    for i, row in enumerate(transforms):
-        forward = row[:4].reshape(2, 2)[::-1, ::-1]  # in (y, x)
-        stretch = max(stretch, float(abs(np.linalg.svd(forward)[1] - 1).max()))
-        back = np.linalg.inv(forward)
-        offset = middle - back @ (middle + row[[5, 4]])
-        images[i] = affine_transform(series.images[i], back, offset, order=3, mode="nearest")
-        known = series.measured[i].astype(float)
-        mask[i] = affine_transform(known, back, offset, order=1, mode="constant") > 0.999
+    middle = np.array([(width - 1) / 2, (height - 1) / 2])
+    images, mask = resampled(series, forward, middle, transforms[:, 4:])
     note = f"{name} applied by cubic interpolation"
     if stretch > 1e-3:
         note += f"; it changes lengths by up to {100 * stretch:.2g} %"
-    return series.replace(images=images, mask=None if mask.all() else mask, note=note)
+    return series.replace(images=images, mask=mask, note=note)
+
+
+def straighten(series: TiltSeries) -> TiltSeries:
+    """The series resampled so that its axis lies on the grid and its shifts are 0, by cubic splines."""
+    if not (series.in_plane_angle or series.shifts.any()):
+        return series
+    c, s = np.cos(series.in_plane_angle), np.sin(series.in_plane_angle)
+    back = np.broadcast_to([[c, s], [-s, c]], (len(series), 2, 2))
+    height, width = series.images.shape[1:]
+    centre = np.array([width // 2, height // 2])
+    images, mask = resampled(series, back, centre + series.shifts, np.zeros((len(series), 2)))
+    note = f"turned by {-np.rad2deg(series.in_plane_angle):.2f} degrees and shifted, by cubic interpolation"
+    return series.replace(images=images, mask=mask, in_plane_angle=0.0, shifts=None, note=note)
+
+
+def resampled(
+    series: TiltSeries, forward: NDArray, centre: NDArray, moved: NDArray
+) -> tuple[NDArray, NDArray | None]:
+    """Images where ``p`` (x, y) comes to ``n // 2 + forward (p - centre) + moved``, and what is known of them."""
+    from scipy.ndimage import affine_transform
+
+    n, height, width = series.images.shape
+    target = np.array([width // 2, height // 2])
+    centre = np.broadcast_to(centre, (n, 2))
+    images, mask = np.empty_like(series.images), np.empty(series.images.shape, bool)
+    for i in range(n):
+        back = np.linalg.inv(forward[i])
+        offset = (centre[i] - back @ (target + moved[i]))[::-1]
+        matrix = back[::-1, ::-1]  # in (y, x)
+        images[i] = affine_transform(series.images[i], matrix, offset, order=3, mode="nearest")
+        known = series.measured[i].astype(float)
+        mask[i] = affine_transform(known, matrix, offset, order=1, mode="constant") > 0.999
+    return images, None if mask.all() else mask
 
 
 def read_mdoc(path: str | os.PathLike[str]) -> dict[str, Any]:
