@@ -178,12 +178,25 @@ class KaiserBessel(Window):
         The inverse Hankel transform of ``phi^(w)^2``, which decays as ``w^-(2 m + 4)``.
         """
         r = np.asarray(r, float)
-        top = 160.0 / self.radius
-        nodes, weights = np.polynomial.legendre.leggauss(600)
-        w = 0.5 * top * (nodes + 1.0)
-        density = 0.5 * top * weights * self.fourier(w) ** 2 * w / (2 * np.pi)
+        w, density = self._power
         out = special.j0(r.reshape(-1, 1) * w) @ density
         return np.where(r < 2 * self.radius, out.reshape(r.shape), 0.0)
+
+    def autocorrelation_slope(self, r: ArrayLike) -> NDArray:
+        """``(1/r) d/dr`` of `autocorrelation`: its gradient at ``y`` is ``autocorrelation_slope(|y|) * y``."""
+        r = np.asarray(r, float)
+        w, density = self._power
+        z = np.maximum(r.reshape(-1, 1) * w, 1e-8)  # J_1(z) / z is 1/2 up to there
+        out = -(special.j1(z) / z) @ (density * w * w)
+        return np.where(r < 2 * self.radius, out.reshape(r.shape), 0.0)
+
+    @property
+    def _power(self) -> tuple[NDArray, NDArray]:
+        """Nodes and weights of the integral over frequencies of ``phi^2``."""
+        top = 160.0 / self.radius
+        nodes, weights = _gauss_legendre(600)
+        w = 0.5 * top * (nodes + 1.0)
+        return w, 0.5 * top * weights * self.fourier(w) ** 2 * w / (2 * np.pi)
 
     @property
     def projection_table(self) -> NDArray:
@@ -227,6 +240,9 @@ class KaiserBessel(Window):
                         block = padded[np.ix_(iz + dz, iy + dy, ix + dx)]
                         out += (block * self.value(np.sqrt(squared))).astype(out.dtype)
         return out
+
+
+_gauss_legendre = lru_cache(maxsize=1)(np.polynomial.legendre.leggauss)  # an eigenvalue problem
 
 
 @lru_cache(maxsize=16)

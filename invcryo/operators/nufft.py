@@ -77,6 +77,7 @@ class GridReader:
     """
 
     def __init__(self, coefficients: NDArray) -> None:
+        self.shape, self.dtype = coefficients.shape, coefficients.dtype
         self._half = half = _HalfGrid(coefficients.shape, coefficients.dtype)
         self._grid = np.empty(half.shape, half.complex)
         lib = fft(self._grid)
@@ -100,6 +101,43 @@ class GridReader:
         values = np.empty((len(axes), frequencies.shape[1]), self._half.complex)
         points.interpolate(self._grid, _polynomials(self._half.dtype), self._half.margin, values.reshape(-1))
         return values
+
+    def with_gradients(self, axes: NDArray, frequencies: NDArray) -> tuple[NDArray, NDArray]:
+        """The values of `at`, and their gradients in ``q``, complex (n, m, 3) in the order x, y, z.
+
+        The gradient is that of the interpolant, which consists of polynomials: exact for `at`, and an approximation
+        of ``sum_k -i k c[k] exp(-i q . k)`` that is a few times less accurate than the values.
+        """
+        frames = np.ascontiguousarray(axes, np.float64) / (2 * np.pi)
+        values = np.empty((len(axes), frequencies.shape[1]), self._half.complex)
+        gradients = np.empty((*values.shape, 3), self._half.complex)
+        kernels.slice_gradients(*self._table(), frames, frequencies, values, gradients)
+        gradients /= self._half.dtype.type(2 * np.pi)
+        return values, gradients
+
+    def products(
+        self,
+        frames: NDArray,
+        frequencies: NDArray,
+        index: tuple[NDArray, NDArray],
+        phases: tuple[NDArray, NDArray],
+        image: NDArray,
+        data: NDArray,
+        power: NDArray,
+        *,
+        derivatives: bool,
+    ) -> NDArray:
+        """Inner products of the slices with data, and derivatives: see `kernels.slice_products`.
+
+        ``frames`` (n, 3, 3) are the axes of the images, in coefficients per pixel; ``frequencies`` are in rad.
+        """
+        turns = np.ascontiguousarray(frames, np.float64) / (2 * np.pi)
+        return kernels.slice_products(
+            *self._table(), turns, frequencies, index, phases, image, data, power, derivatives
+        )
+
+    def _table(self) -> tuple[NDArray, int, tuple[int, ...], NDArray]:
+        return self._grid, self._half.margin, self._half.fine, _polynomials(self._half.dtype)
 
 
 class GridWriter:

@@ -212,6 +212,119 @@ class Projector(_Views):
     def _after(self, left: LinOp) -> Compose:
         return _FilteredProjector(left, self) if isinstance(left, ImageFilter) else super()._after(left)
 
+    # -- derivatives in the poses -------------------------------------------------------------------------
+
+    def pose_vjp(self, x: NDArray, cotangent: NDArray) -> tuple[NDArray, NDArray]:
+        """The gradient of ``<cotangent, H x>`` in the poses.
+
+        Parameters
+        ----------
+        x : ndarray, ``ishape``
+        cotangent : ndarray, ``oshape``
+
+        Returns
+        -------
+        turns : ndarray, (n, 3), float64
+            Per radian of a small rotation to the left, ``exp([d]x) R``: about the axes of the image, x, y and z.
+        shifts : ndarray, (n, 2), float64
+            Per pixel along x and y.
+        """
+        return self._pose_vjp(self._checked(x, self.ishape, "input"), cotangent, None)
+
+    def _pose_vjp(
+        self, x: NDArray, cotangent: NDArray, filters: ImageFilter | None
+    ) -> tuple[NDArray, NDArray]:
+        cotangent = self._checked(cotangent, self.oshape, "cotangent")
+        reader = GridReader(x)
+        out = np.empty((len(self.poses), 5))
+        for part in self._batches():
+            mine = None if filters is None else filters.rows(part)
+            data, _, _ = self.matched(cotangent[part], mine)
+            image = np.arange(len(data))
+            nothing = np.zeros((1, self._index.size), self.dtype)
+            poses = self.poses[part]
+            sums = self.products(reader, poses.matrices, poses.shifts, image, data, nothing, derivatives=True)
+            out[part] = sums[:, 2:7]
+        return out[:, :3], out[:, 3:]
+
+    @property
+    def radii(self) -> NDArray:
+        """Of the frequencies in use, cycles per pixel, (m,)."""
+        return np.hypot(*self._frequencies) / (2 * np.pi)
+
+    def matched(
+        self, y: NDArray, filters: ImageFilter | None = None, weight: NDArray | None = None
+    ) -> tuple[NDArray, NDArray, NDArray]:
+        """What a misfit ``|F H x - y|^2_W / 2`` of the frequencies in use needs of images, whatever their poses.
+
+        Parameters
+        ----------
+        y : ndarray, (n, height, width)
+        filters : ImageFilter, optional
+            ``F``, with a response for each of these images.
+        weight : ndarray (m,), optional
+            ``W`` at the frequencies in use, whose `radii` tell their shells.
+
+        Returns
+        -------
+        data : ndarray, (n, m), complex
+            The images after ``(F H)^H W``, but for poses.
+        power : ndarray, (1 or n, m)
+            Of ``(F H)^H W (F H)``.
+        energy : ndarray, (n,), float64
+            ``|y|^2_W`` of the frequencies in use.
+        """
+        pixels = self.image_shape[0] * self.image_shape[1]
+        height, width = self.image_shape
+        spectra = fft(y).rfft2(y)
+        measure = self._multiplicity / pixels * (1.0 if weight is None else weight)
+        # the centre of the images goes to the origin
+        centre_x, centre_y = (
+            np.exp(-2j * np.pi * f * (m // 2)).astype(self._complex)[None].repeat(len(y), axis=0)
+            for f, m in ((np.fft.rfftfreq(width), width), (np.fft.fftfreq(height), height))
+        )
+        data = np.empty((len(y), self._index.size), self._complex)
+        kernels.add_slices(
+            spectra, self._index, np.ones(self._index.size, self.dtype), centre_x, centre_y, data
+        )
+        energy = np.einsum("pj,pj,j->p", data.real, data.real, measure, dtype=np.float64, optimize=False)
+        energy += np.einsum("pj,pj,j->p", data.imag, data.imag, measure, dtype=np.float64, optimize=False)
+        power = (measure * self._transfer**2).astype(self.dtype)[None]
+        data *= (measure * self._transfer).astype(self.dtype)
+        if filters is not None:
+            response = filters.values(slice(0, len(y)))
+            response = response.reshape(len(response), -1)[:, self._index]
+            data *= np.conj(response)
+            power = power * (response.real**2 + response.imag**2)
+        return data, np.ascontiguousarray(power), energy
+
+    def products(
+        self,
+        reader: GridReader,
+        matrices: NDArray,
+        shifts: NDArray,
+        image: NDArray,
+        data: NDArray,
+        power: NDArray,
+        *,
+        derivatives: bool,
+    ) -> NDArray:
+        """Inner products of views, at any poses, with `matched` images: see `kernels.slice_products`."""
+        iy, ix = np.divmod(self._index, self.image_shape[1] // 2 + 1)
+        shift_x, shift_y = np.asarray(shifts, float).T
+        phase_x = np.exp(-2j * np.pi * np.outer(shift_x, np.fft.rfftfreq(self.image_shape[1])))
+        phase_y = np.exp(-2j * np.pi * np.outer(shift_y, np.fft.fftfreq(self.image_shape[0])))
+        return reader.products(
+            self.scale * matrices,
+            self._frequencies,
+            (ix, iy),
+            (phase_x, phase_y),
+            image,
+            data,
+            power,
+            derivatives=derivatives,
+        )
+
     # -- the normal kernel --------------------------------------------------------------------------------
 
     def _gram(self, W: LinOp | None) -> LinOp:
@@ -301,6 +414,10 @@ class _FilteredProjector(Compose):
 
     def add_adjoint(self, y: NDArray, total: GridWriter) -> None:
         self.right._add_images(y, self.left, total)
+
+    def pose_vjp(self, x: NDArray, cotangent: NDArray) -> tuple[NDArray, NDArray]:
+        """See `Projector.pose_vjp`."""
+        return self.right._pose_vjp(x, cotangent, self.left)
 
 
 class RealSpaceProjector(_Views):
