@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from .costs import L1, L21, Cost, NonNegative, Quadratic, Schatten, SquaredL2, Support
 from .operators import Gradient, Hessian, LinOp, Mask, Wavelet
-from .solvers import Result, State, admm, cg, circulant_preconditioner, residual_below, run
+from .solvers import Result, State, admm, any_of, cg, circulant_preconditioner, residual_below, run
 
 __all__ = [
     "PENALTIES",
@@ -112,6 +112,7 @@ def least_squares_map(
     data: Quadratic,
     support: NDArray | None = None,
     *,
+    n_pixels: int | None = None,
     floor: float = FLOOR,
     tolerance: float = 3e-4,
     max_iter: int = 100,
@@ -125,6 +126,9 @@ def least_squares_map(
         From ``LeastSquares(...).quadratic()``.
     support : ndarray of bool, optional
         Coefficients outside are zero.
+    n_pixels : int, optional
+        Number of pixels of the data. It says what part of what is not explained can be noise in the map, and with it
+        the solver also stops when less than a thousandth of that energy is left to gain.
     floor : float
         Tikhonov weight relative to the mean eigenvalue, for frequencies that were hardly measured.
     tolerance : float
@@ -132,14 +136,17 @@ def least_squares_map(
     """
     damped = (data + floor * mean_eigenvalue(data) * SquaredL2()).quadratic(*data.domain)
     assert damped is not None
-    return _solve(damped, support, None, tolerance, max_iter, progress, "least squares")
+    stop = residual_below(tolerance)
+    if n_pixels is not None:
+        stop = any_of(stop, _below_noise(1e-3, _share(data, support, n_pixels), data.c))
+    return _solve(damped, support, None, stop, max_iter, progress, "least squares")
 
 
 def _solve(
     cost: Quadratic,
     support: NDArray | None,
     x0: NDArray | None,
-    tolerance: float,
+    stop: Callable[[State], bool],
     max_iter: int,
     progress: bool | None,
     label: str,
@@ -155,7 +162,7 @@ def _solve(
     return run(
         cg(Q, b, x0, M=None if M is None else M.apply),
         max_iter,
-        stop=residual_below(tolerance),
+        stop=stop,
         label=label,
         progress=progress,
     )
@@ -209,13 +216,12 @@ def regularised_map(
     cost: Cost = data + prior
     quadratic = None if positivity else cost.quadratic(shape, dtype)
     if quadratic is not None:
-        return _solve(quadratic, support, x0, 0.03 * tolerance, max_iter, progress, label)
+        return _solve(quadratic, support, x0, residual_below(0.03 * tolerance), max_iter, progress, label)
     if support is not None:
         cost = cost + Support(support, nonnegative=positivity)
     elif positivity:
         cost = cost + NonNegative()
-    coefficients = data.b.size if support is None else np.count_nonzero(support)
-    noise = min(coefficients / n_pixels, 1.0) * data.c
+    noise = _share(data, support, n_pixels) * data.c
     result = run(
         admm(cost, x0=x0),
         max_iter,
@@ -228,6 +234,23 @@ def regularised_map(
         if result.history["objective"][-1] > data.c + prior(empty):
             result.x = empty  # lambda is so large that an empty map is the better one, and likely the best
     return result
+
+
+def _share(data: Quadratic, support: NDArray | None, n_pixels: int) -> float:
+    """The part of white noise in so many pixels that can be put into a map."""
+    coefficients = data.b.size if support is None else np.count_nonzero(support)
+    return min(coefficients / n_pixels, 1.0)
+
+
+def _below_noise(fraction: float, share: float, empty: float) -> Callable[[State], bool]:
+    """Whether the gap is small beside the energy of the noise in the map, of which the residual tells."""
+
+    def rule(state: State) -> bool:
+        objective = state.info["objective"]  # without the energy of the data
+        return state.info["gap"] * abs(objective) <= fraction * share * max(empty + objective, 0.0)
+
+    rule.__name__ = f"below_noise({fraction:g})"
+    return rule
 
 
 def _near_minimum(tolerance: float, noise: float, empty: float) -> Callable[[State], bool]:

@@ -212,7 +212,7 @@ def reconstruct(
 
     begin = time.perf_counter()
     limit = 100 if max_iter is None else max_iter
-    plain = least_squares_map(whole, support, max_iter=limit, progress=progress)
+    plain = least_squares_map(whole, support, n_pixels=sum(n_pixels), max_iter=limit, progress=progress)
     map_noreg = voxels(plain)
     out = Reconstruction(
         map=map_noreg,
@@ -232,8 +232,8 @@ def reconstruct(
         unless_interrupted(plain)
         halves_plain = []
         wanted = 2 if half_maps else int(rule == "cross-validation")  # whose search starts from the first
-        for q in data[:wanted]:
-            halves_plain.append(least_squares_map(q, support, max_iter=limit, progress=progress))
+        for q, n in list(zip(data, n_pixels, strict=True))[:wanted]:
+            halves_plain.append(least_squares_map(q, support, n_pixels=n, max_iter=limit, progress=progress))
             unless_interrupted(halves_plain[-1])
         if half_maps:
             out.half1_noreg, out.half2_noreg = (voxels(h) for h in halves_plain)

@@ -6,6 +6,7 @@ import pytest
 from invcryo.costs import L1, L21, Denoiser, NonNegative, Quadratic, SquaredL2, Support
 from invcryo.grid import centred_coordinates
 from invcryo.inversion import (
+    FLOOR,
     PENALTIES,
     least_squares_map,
     mean_eigenvalue,
@@ -69,6 +70,22 @@ def test_quadratic_penalties_agree_with_a_dense_solution(problem):
         x = regularised_map(data, penalty, lam, n, support, tolerance=1e-3).x
         assert np.linalg.norm(x.ravel()[places] - expected) < 1e-3 * np.linalg.norm(expected)
         assert not x.ravel()[~support.ravel()].any()
+
+
+def test_least_squares_stops_where_the_noise_hides_the_rest(problem):
+    """Far below the noise in the map, in fewer iterations; what has no noise is solved as closely as ever."""
+    data, n, support, _ = problem
+    exact = least_squares_map(data, support, tolerance=1e-6)
+    explained = -exact.history["objective"][-1]
+    noisy = Quadratic(data.Q, data.b, 4 * explained)
+    early = least_squares_map(noisy, support, n_pixels=n)
+    assert early.stopped_by == "below_noise(0.001)"
+    assert len(early.history["iteration"]) < len(least_squares_map(data, support).history["iteration"])
+    form = (noisy + FLOOR * mean_eigenvalue(data) * SquaredL2()).quadratic(SHAPE, np.float32)
+    noise = np.count_nonzero(support) / n * form(exact.x)
+    assert 0 < form(early.x) - form(exact.x) < 2e-3 * noise
+    clean = Quadratic(data.Q, data.b, explained)
+    assert least_squares_map(clean, support, n_pixels=n).stopped_by == "residual_below(0.0003)"
 
 
 def test_no_weight_is_least_squares(problem):

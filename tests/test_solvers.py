@@ -88,6 +88,14 @@ def test_cg_solves(data, preconditioned):
     assert result.history["residual"][-1] == pytest.approx(norm(q.b - q.Q(result.x)) / norm(q.b), abs=1e-12)
     assert result.history["objective"][-1] + q.c == pytest.approx(q(result.x), rel=1e-10)
     assert (np.diff(result.history["objective"]) <= 1e-12 * abs(result.history["objective"][-1])).all()
+    # the gap is estimated: without a preconditioner the pace varies
+    objective, gap = (np.array(result.history[name]) for name in ("objective", "gap"))
+    true = (objective - q(exact.reshape(SHAPE)) + q.c) / abs(objective)
+    assert (gap[:2] == 1).all()
+    seen = (gap < 1) & (true > 1e-12)
+    assert seen.sum() > 5
+    ratio = gap[seen] / true[seen]
+    assert ratio.min() > (0.3 if preconditioned else 0.1) and 0.3 < np.median(ratio) < 3
 
 
 def test_preconditioner_saves_iterations(data):
