@@ -30,6 +30,17 @@ def moved(poses: Poses, step: NDArray) -> Poses:
     return Poses(turns @ poses.matrices, poses.shifts + step[:, 3:])
 
 
+def assembled(sums: NDArray, amplitudes: NDArray) -> tuple[NDArray, NDArray]:
+    """Gradient (k, 5) and Gauss-Newton matrix (k, 5, 5) of the cost from the sums of `PoseFit.sums`."""
+    a = amplitudes[:, None]
+    gradient = -a * sums[:, 2:7]
+    gradient[:, :3] += a * a * sums[:, 7:10]
+    hessian = np.empty((len(sums), 5, 5))
+    i, j = np.triu_indices(5)
+    hessian[:, i, j] = hessian[:, j, i] = a * a * sums[:, 10:]
+    return gradient, hessian
+
+
 @dataclass(frozen=True, eq=False)
 class Derivatives:
     """The cost of k poses and what a Newton-like step needs of it.
@@ -163,10 +174,14 @@ class PoseFit:
 
         With the amplitude ``a`` the cost is ``energy / 2 - a overlap + a^2 power / 2``; the best ``a`` is their ratio.
         """
-        sums = self._projector.products(
-            self.reader, matrices, shifts, index, self._data, self._power, derivatives=False
-        )
+        sums = self.sums(matrices, shifts, index, derivatives=False)
         return sums[:, 0], sums[:, 1]
+
+    def sums(self, matrices: NDArray, shifts: NDArray, index: NDArray, *, derivatives: bool) -> NDArray:
+        """`overlaps` as (k, 2), or with their derivatives, (k, 25): see `kernels.slice_products`."""
+        return self._projector.products(
+            self.reader, matrices, shifts, index, self._data, self._power, derivatives=derivatives
+        )
 
     def residual(self, poses: Poses, index: ArrayLike | None = None) -> NDArray:
         """Weighted residuals (k, 2 m + 1), of which `cost` is half the sum of squares."""
@@ -213,17 +228,10 @@ class PoseFit:
     # -- arrays -------------------------------------------------------------------------------------------
 
     def _derivatives(self, matrices: NDArray, shifts: NDArray, rows: NDArray) -> Derivatives:
-        sums = self._projector.products(
-            self.reader, matrices, shifts, rows, self._data, self._power, derivatives=True
-        )
+        sums = self.sums(matrices, shifts, rows, derivatives=True)
         a = self.amplitudes[rows]
         overlap, power = sums[:, 0], sums[:, 1]
-        gradient = -a[:, None] * sums[:, 2:7]
-        gradient[:, :3] += (a * a)[:, None] * sums[:, 7:10]
-        hessian = np.empty((len(rows), 5, 5))
-        i, j = np.triu_indices(5)
-        hessian[:, i, j] = hessian[:, j, i] = (a * a)[:, None] * sums[:, 10:]
-        return Derivatives(self._cost(overlap, power, rows), gradient, hessian, overlap, power)
+        return Derivatives(self._cost(overlap, power, rows), *assembled(sums, a), overlap, power)
 
     def _cost(self, overlap: NDArray, power: NDArray, rows: NDArray) -> NDArray:
         a = self.amplitudes[rows]
