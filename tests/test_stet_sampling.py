@@ -57,6 +57,8 @@ def test_shapes_of_the_kinds():
     assert (straight.sum(axis=1) % 64 == 0).all()
     grid = image_sampling((2, 64, 64), 1 / 16, kind="grid").mask
     assert (grid[0] == grid[1]).all() and set(np.diff(np.flatnonzero(grid[0].any(axis=1)))) == {4}
+    thin = image_sampling((1, 1, 64), 0.25, kind="grid").mask[0, 0]
+    assert set(np.diff(np.flatnonzero(thin))) == {4}
 
 
 def test_tilts_kept():

@@ -328,10 +328,14 @@ def _lines(height: int, width: int, count: int, options: dict[str, int], rng: np
 
 
 def _grid(height: int, width: int, count: int, options: dict[str, int], rng: np.random.Generator) -> NDArray:
-    # a counter that adds the fraction at every row and column and takes a pixel when it passes a whole number
-    step = np.sqrt(height * width / count)
-    y = np.floor((np.arange(height) + 0.5) / step) != np.floor((np.arange(height) - 0.5) / step)
-    x = np.floor((np.arange(width) + 0.5) / step) != np.floor((np.arange(width) - 0.5) / step)
+    period = height * width / count
+    step_y = min(np.sqrt(period), height)
+
+    def every(n: int, step: float) -> NDArray:  # as evenly as whole pixels allow
+        i = np.arange(n)
+        return np.floor((i + 0.5) / step) != np.floor((i - 0.5) / step)
+
+    y, x = every(height, step_y), every(width, period / step_y)
     mask = y[:, None] & x[None, :]
     flat = mask.ravel()
     chosen = np.flatnonzero(flat)
