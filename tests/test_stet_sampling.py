@@ -12,6 +12,7 @@ from invcryo.stet import (
     held_out_error,
     hold_out,
     image_sampling,
+    line_integrals,
     load_sampling,
     saxton_angles,
     sparse_approximation,
@@ -268,3 +269,31 @@ def test_cell():
     assert cell_phantom((25, 40, 31)).shape == (25, 40, 31)
     with pytest.raises(ValueError, match="at least 24"):
         cell_phantom((16, 64, 64))
+
+
+# -- intensities --------------------------------------------------------------------------------------------------
+
+
+def test_line_integrals(rng):
+    """A dark field, a bright one and its logarithm of the same matter give the same integrals."""
+    matter = np.zeros((3, 40, 40), np.float32)
+    matter[:, 10:30, 12:28] = rng.random((3, 20, 16))
+    angles = np.array([-0.5, 0.0, 0.5])
+    levels = np.array([500.0, 510.0, 520.0], np.float32)[:, None, None]
+    bright = TiltSeries(matter + levels, angles)
+    dark = TiltSeries(levels - matter, angles, contrast="dark")
+    absorbed = TiltSeries(levels * np.exp(-matter), angles, contrast="dark")
+    for series, options in ((bright, {}), (dark, {}), (absorbed, {"logarithm": True})):
+        made = line_integrals(series, **options)
+        np.testing.assert_allclose(made.images, matter, atol=2e-4)
+        assert made.contrast == "bright" and "background (median of the border, 510)" in made.notes[-1]
+    part = image_sampling(matter.shape, 0.5).apply(bright)
+    made = line_integrals(part)
+    np.testing.assert_allclose(made.images, np.where(part.mask, matter, 0), atol=2e-4)
+    assert line_integrals(bright, background=500).images[1].min() == pytest.approx(10)
+    with pytest.raises(ValueError, match="positive counts"):
+        line_integrals(dark.replace(images=dark.images - 600), logarithm=True)
+    with pytest.raises(ValueError, match="contrast 'dark'"):
+        line_integrals(bright, logarithm=True)
+    with pytest.raises(ValueError, match="'border' or a number"):
+        line_integrals(bright, background="corner")

@@ -2,6 +2,7 @@
 
 from .alignment import AxisEstimate, estimate_axis
 from .analysis import TPSF, held_out_error, hold_out, sparse_approximation, sparsity, tpsf
+from .intensity import line_integrals
 from .sampling import (
     Sampling,
     add_poisson_noise,
@@ -20,6 +21,7 @@ __all__ = [
     "held_out_error",
     "hold_out",
     "image_sampling",
+    "line_integrals",
     "load_sampling",
     "saxton_angles",
     "sparse_approximation",
