@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from invcryo.studies.cells import StudyFolder
+from invcryo.studies.cells import StudyFolder, write_table
 from invcryo.studies.incoherence import incoherence_study
 
 
@@ -52,7 +52,7 @@ def test_a_cell_cut_short_is_computed_again(tmp_path):
 
 
 def test_table(tmp_path):
-    StudyFolder(tmp_path, {}).write_table([{"a": 1, "b": None}, {"a": 2, "c": "x, y"}])
+    write_table(tmp_path, [{"a": 1, "b": None}, {"a": 2, "c": "x, y"}])
     with open(tmp_path / "table.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert rows == [{"a": "1", "b": "", "c": ""}, {"a": "2", "b": "", "c": "x, y"}]

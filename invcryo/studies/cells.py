@@ -18,7 +18,7 @@ from .._version import __version__
 from ..checkpoint import digest
 from ..io.atomic import atomic_open, atomic_path
 
-__all__ = ["StudyFolder", "plain"]
+__all__ = ["StudyFolder", "plain", "write_table"]
 
 logger = logging.getLogger(__name__)
 
@@ -93,15 +93,18 @@ class StudyFolder:
         logger.info("%s: %s", key, row)
         return plain(row)
 
-    def write_table(self, rows: Iterable[Mapping[str, Any]], name: str = "table") -> None:
-        """``NAME.csv`` and ``NAME.json``; a figure that a row lacks stays empty."""
-        rows = list(rows)
-        columns = list(dict.fromkeys(column for row in rows for column in row))
-        with atomic_open(self.path / f"{name}.csv", "w", encoding="utf-8", newline="") as file:
-            writer = csv.DictWriter(file, columns, restval="")
-            writer.writeheader()
-            writer.writerows({k: "" if v is None else v for k, v in row.items()} for row in rows)
-        _write(self.path / f"{name}.json", rows)
+
+def write_table(
+    folder: str | os.PathLike[str], rows: Iterable[Mapping[str, Any]], name: str = "table"
+) -> None:
+    """``NAME.csv`` and ``NAME.json`` in a folder; a figure that a row lacks stays empty."""
+    rows = list(rows)
+    columns = list(dict.fromkeys(column for row in rows for column in row))
+    with atomic_open(Path(folder) / f"{name}.csv", "w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, columns, restval="")
+        writer.writeheader()
+        writer.writerows({k: "" if v is None else v for k, v in plain(row).items()} for row in rows)
+    _write(Path(folder) / f"{name}.json", rows)
 
 
 def plain(value: Any) -> Any:

@@ -14,7 +14,7 @@ from ..operators import SingleAxisProjector, Wavelet
 from ..stet import TPSF, image_sampling, tilt_sampling, tpsf
 from ..stet.sampling import Sampling
 from ..window import KaiserBessel
-from .cells import StudyFolder
+from .cells import StudyFolder, write_table
 
 __all__ = ["SCHEMES", "incoherence_study"]
 
@@ -80,7 +80,7 @@ def incoherence_study(
                 key = f"{scheme}-{fraction:g}-{seed}"
                 row = place.cell(key, lambda s=scheme, f=fraction, d=seed: compute(s, f, d))  # type: ignore[misc]
                 rows.append({"scheme": scheme, "fraction": fraction, "seed": seed, **row})
-    place.write_table(rows)
+    write_table(place.path, rows)
     if pictures:
         from .. import plot
 
