@@ -9,16 +9,31 @@ from typing import Any
 import numpy as np
 
 from invcryo import autograd as ag
-from invcryo.autograd import ops
+from invcryo.autograd import network, ops, slices
+from invcryo.autograd.bridge import apply, pose_backproject, project
+from invcryo.autograd.rotations import (
+    matrix_from_euler,
+    matrix_from_quaternion,
+    matrix_from_s2s2,
+    quaternion_angle,
+)
+from invcryo.data import Poses
+from invcryo.operators import Gradient, Projector
+from invcryo.rotation import random_rotations
+from invcryo.window import KaiserBessel
 
 
 @dataclass
 class Case:
-    """A function of arrays that uses a primitive; ``order`` is to how many derivatives its rules go."""
+    """A function of arrays that uses a primitive; its rules go to so many derivatives. ``h`` is the step to check with.
+
+    Functions that are smooth in pieces (maxima, trilinear interpolation) need a step that leaves no piece.
+    """
 
     function: Any
     inputs: tuple
     order: int = 2
+    h: float = 1e-3
 
 
 def _rng():
@@ -55,7 +70,83 @@ def _unary(function, *arrays):
     return [Case(function, (a,)) for a in arrays]
 
 
+def like(a, x):
+    """A constant array of the precision and in the memory of ``x``."""
+    dtype = np.result_type(x.data.real.dtype, np.complex64 if np.iscomplexobj(a) else np.float32)
+    return ag.namespace(x.data).asarray(np.asarray(a, dtype))
+
+
+def _hermitian(n, size=None):
+    """The spectrum of a real volume (n, n, n), padded."""
+    with ag.no_grad():
+        return slices.volume_spectrum(_real(n, n, n), size).data
+
+
+def _sliced(name, n, height=None, radius=None):
+    """Slices or their adjoint as functions of what is sliced; and of the poses too, to first order."""
+    turns = random_rotations(3, rng=3)
+    if name == "central_slice":
+        x = _hermitian(n)
+
+        def function(x, turns):
+            return slices.central_slice(x, turns, height, radius)
+    else:
+        x = _complex(3, height or n, (height or n) // 2 + 1)
+
+        def function(x, turns):
+            return slices.slice_adjoint(x, turns, n, radius)
+
+    return [Case(lambda x: function(x, like(turns, x)), (x,)), Case(function, (x, turns), 1, 1e-6)]
+
+
+def _projector(x):
+    shifts = np.array([[0.3, -0.8], [1.1, 0.2]])
+    return Projector(Poses(random_rotations(2, rng=6), shifts), KaiserBessel(), 8, (7, 8), dtype=x.dtype)
+
+
+def _project(x, angles, shifts):
+    return project(_projector(x), x, matrix_from_euler(angles), shifts)
+
+
+def _backproject(g, angles, shifts):
+    turns = ops.reshape(matrix_from_euler(angles), (2, 9))
+    return pose_backproject(_projector(g), g, ops.concatenate([turns, shifts], 1))
+
+
+_VIEWS = (_real(2, 3), _real(2, 2))
+
+
+def _sparse(n, volumes, height=None):
+    """(the touched voxels for the arrays of a call, all voxels, factors, cotangent)."""
+    turns = random_rotations(3, rng=3)
+
+    def touched(x):
+        return slices.Touched.by(like(turns, x), n, height)
+
+    height = height or n
+    voxels = _complex(n * n * (n // 2 + 1), volumes)
+    return touched, voxels, _real(3, volumes), _complex(3, height, height // 2 + 1)
+
+
+def _sparse_project(of):
+    def function(voxels, factors):
+        touched = of[0](voxels)
+        return slices.sparse_project(ops.take(voxels, touched.index), factors, touched)
+
+    return function
+
+
+def _sparse_factors(of):
+    def function(voxels, g):
+        touched = of[0](voxels)
+        return slices.sparse_factors(ops.take(voxels, touched.index), g, touched)
+
+    return function
+
+
 _SLICES = (slice(None), slice(3, 0, -2), None, 1)
+_CODE = _rng().integers(0, 8, (2, 2, 3, 3)).astype(np.uint8)
+_FOUR, _ODD = _sparse(4, 2), _sparse(7, 1, 5)
 _INDEX = np.array([[0, 2], [2, 1]])
 
 CASES = {
@@ -119,6 +210,10 @@ CASES = {
         Case(ops.matmul, (_complex(5, 2, 3), _complex(3, 4))),
         Case(ops.matmul, (_real(2, 3), _complex(5, 3, 2))),
         Case(ops.cross, (_real(4, 3), _real(2, 4, 3)[1])),
+        Case(matrix_from_euler, (_real(4, 3),)),
+        Case(matrix_from_quaternion, (_real(4, 4),)),
+        Case(matrix_from_s2s2, (_real(4, 6),)),
+        Case(quaternion_angle, (0.4 * _real(4, 4), 0.3 * _real(2, 4, 4)[1])),
     ],
     "fftshift": _unary(lambda x: ops.fftshift(x, (0, 1)), _real(3, 4), _complex(4, 5)),
     "ifftshift": _unary(lambda x: ops.ifftshift(x, (0, 1)), _real(3, 4), _complex(4, 5)),
@@ -133,14 +228,46 @@ CASES = {
         Case(lambda x: ops.irfftn(x, (4, 5), (1, 2)), (_complex(2, 4, 3),)),
         Case(lambda x: ops.irfftn(x, (3, 5), (2, 0)), (_complex(3, 2, 3),)),
         Case(lambda x: ops.irfftn(x, (6,), (0,)), (_complex(4),)),
+        Case(lambda x: slices.image_from_slice(x), (_complex(2, 5, 3),)),
+        Case(lambda x: slices.volume_spectrum(x, 5), (_real(4, 4, 4),)),
     ],
+    "apply": [Case(lambda x: apply(Gradient((3, 4, 5), dtype=x.dtype), x), (_real(3, 4, 5),))],
+    "pose_project": [
+        Case(lambda x: project(_projector(x), x), (_real(8, 8, 8),)),
+        Case(_project, (_real(8, 8, 8), *_VIEWS), 1),
+    ],
+    "pose_backproject": [Case(_backproject, (_real(2, 7, 8), *_VIEWS), 1)],
+    "pose_gradient": [
+        Case(lambda x, t: project(_projector(x), x, shifts=t), (_real(8, 8, 8), _VIEWS[1]), 1),
+        Case(lambda x, a: project(_projector(x), x, matrix_from_euler(a)), (_real(8, 8, 8), _VIEWS[0]), 1),
+    ],
+    "conv2d": [
+        Case(network.conv2d, (_real(2, 4, 5, 3), _real(3, 3, 3, 2))),
+        Case(network.conv2d, (_real(1, 2, 1, 2), _real(5, 5, 2, 1))),
+        Case(network.conv2d, (_real(2, 3, 3, 1), _real(1, 1, 1, 2))),
+    ],
+    "conv2d_weights": [
+        Case(lambda x, g: network.conv2d_weights(x, g, 3), (_real(2, 4, 5, 3), _real(2, 4, 5, 2)))
+    ],
+    "flip": _unary(network.flip, _real(3, 3, 2, 4)),
+    "pool_bias_relu": [
+        Case(lambda x, b: network.pool_bias_relu(x, b, 0.1), (_real(2, 4, 7, 3), _real(3)), h=1e-5),
+        Case(network.pool_bias_relu, (_real(2, 5, 6, 1), _real(1)), h=1e-5),
+        Case(network.maxpool2, (_real(2, 5, 4, 3),), h=1e-5),
+    ],
+    "bias_relu": [Case(lambda x, b: network.bias_relu(x, b, 0.1), (_real(2, 4, 3), _real(3)), h=1e-5)],
+    "by_sign": _unary(lambda x: network.by_sign(x, _CODE, 0.1), _real(2, 2, 3, 3)),
+    "unpool2": _unary(lambda x: network.unpool2(x, _CODE, (2, 5, 6, 3), 0.1), _real(2, 2, 3, 3)),
+    "pick2": _unary(lambda x: network.pick2(x, _CODE, 0.1), _real(2, 5, 6, 3)),
+    "central_slice": _sliced("central_slice", 6) + _sliced("central_slice", 7, 5, 2.5),
+    "slice_adjoint": _sliced("slice_adjoint", 6) + _sliced("slice_adjoint", 8, 6),
+    "slice_rotations": [
+        Case(lambda f, r: slices.central_slice(f, r, 5), (_hermitian(8), random_rotations(2, rng=4)), 1, 1e-6)
+    ],
+    "sparse_project": [Case(_sparse_project(_FOUR), _FOUR[1:3]), Case(_sparse_project(_ODD), _ODD[1:3])],
+    "sparse_rows": [Case(lambda z, g: slices.sparse_rows(z, g, _FOUR[0](z)), _FOUR[2:4])],
+    "sparse_factors": [Case(_sparse_factors(_FOUR), (_FOUR[1], _FOUR[3]))],
 }
-
-
-def like(a, x):
-    """A constant array of the precision and in the memory of ``x``."""
-    dtype = np.result_type(x.data.real.dtype, np.complex64 if np.iscomplexobj(a) else np.float32)
-    return ag.namespace(x.data).asarray(np.asarray(a, dtype))
 
 
 def cases():
@@ -186,7 +313,7 @@ def first_order_error(case):
     for k, g in enumerate(gradients):
         directions = [np.zeros_like(a) for a in inputs]
         directions[k] = randoms([inputs[k]], 2 + k)[0]
-        exact = directional(lambda *a: inner(gy, value(case.function, *a)), inputs, directions, 1e-3)
+        exact = directional(lambda *a: inner(gy, value(case.function, *a)), inputs, directions, case.h)
         mine = 0.0 if g is None else inner(g.data, directions[k])
         size = np.linalg.norm(directions[k]) * (0.0 if g is None else np.linalg.norm(g.data))
         worst = max(worst, abs(mine - exact) / max(size, 1e-12))
@@ -220,7 +347,7 @@ def second_order_error(case):
     for k, g in enumerate(gradients):
         directions = [np.zeros_like(a) for a in points]
         directions[k] = randoms([points[k]], 20 + k)[0]
-        exact = directional(lambda *a: float(pairing(*a)[0]), points, directions, 1e-3)
+        exact = directional(lambda *a: float(pairing(*a)[0]), points, directions, case.h)
         mine = 0.0 if g is None else inner(g.data, directions[k])
         worst = max(worst, abs(mine - exact) / (scale * np.linalg.norm(directions[k])))
     return worst

@@ -3,7 +3,8 @@
 Nothing in the core imports it. Every operator of the toolbox becomes differentiable by `apply`.
 """
 
-from . import ops
+from . import network, ops, slices
+from .bridge import apply, project
 from .tape import (
     PRIMITIVES,
     Var,
@@ -14,21 +15,23 @@ from .tape import (
     no_grad,
     primitive,
     record,
-    register_namespace,
     value_and_grad,
 )
 
 __all__ = [
     "PRIMITIVES",
     "Var",
+    "apply",
     "const",
     "grad",
     "leaf",
     "namespace",
+    "network",
     "no_grad",
     "ops",
     "primitive",
+    "project",
     "record",
-    "register_namespace",
+    "slices",
     "value_and_grad",
 ]

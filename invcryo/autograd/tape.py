@@ -14,7 +14,6 @@ import contextvars
 import heapq
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -32,26 +31,17 @@ __all__ = [
     "precision",
     "primitive",
     "record",
-    "register_namespace",
     "value_and_grad",
 ]
 
 _recording: contextvars.ContextVar[bool] = contextvars.ContextVar("invcryo_tape", default=True)
 _count = itertools.count()
-_NAMESPACES: dict[type, ModuleType] = {}
 #: Every primitive by name: the tests go through them, and the operators of `Var` find theirs.
 PRIMITIVES: dict[str, Callable[..., Var]] = {}
 _PRECISION = {"float32": "single", "complex64": "single", "float64": "double", "complex128": "double"}
 
 
-def register_namespace(array_type: type, xp: ModuleType) -> None:
-    """Let arrays of a class be worked on by the functions of ``xp``; NumPy and CuPy are known without it."""
-    _NAMESPACES[array_type] = xp
-
-
-def namespace(x: Any) -> Any:
-    """The module whose functions work on this array."""
-    return _NAMESPACES.get(type(x)) or backend.array_module(x)
+namespace = backend.array_module
 
 
 def precision(x: Any) -> str:
@@ -191,7 +181,7 @@ def leaf(a: Any, *, copy: bool = True) -> Var:
     Parameters
     ----------
     copy : bool
-        With False the array itself is taken, and made read-only (NumPy): for arrays that were made for this.
+        With False the memory of a contiguous array is shared: for arrays that nothing else changes.
     """
     a = a.data if isinstance(a, Var) else a
     xp = namespace(a)
@@ -200,6 +190,7 @@ def leaf(a: Any, *, copy: bool = True) -> Var:
     precision(a)
     a = xp.array(a, copy=True, order="C") if copy else xp.ascontiguousarray(a).reshape(a.shape)
     if isinstance(a, np.ndarray):
+        a = a.view()  # of memory that can be written, by `updating`
         a.flags.writeable = False
     return Var(a, _Node(a, ()))
 
