@@ -1,0 +1,57 @@
+"""Tilt series of others: that geometry and reconstructions agree with theirs."""
+
+import numpy as np
+import pytest
+from scipy.ndimage import gaussian_filter
+
+from invcryo.io import read_map, read_tilt_series
+from invcryo.metrics import correlation
+from invcryo.operators import SingleAxisProjector
+from invcryo.window import BandLimited
+
+pytestmark = pytest.mark.data
+
+
+@pytest.fixture(scope="module")
+def vesicle(reference_data):
+    folder = reference_data / "et-genfire-vesicle"
+    series = read_tilt_series(folder / "vesicle_tilts.mrc", angles=folder / "vesicle.rawtlt", pixel_size=10.0)
+    assert series.notes == ("tilts from vesicle.rawtlt",)
+    return series, read_map(folder / "vesicle_ground_truth.mrc").data
+
+
+def test_projections_of_genfire(vesicle):
+    """Its images are projections of its model, in our geometry and not in its mirror image."""
+    series, truth = vesicle
+
+    def seen(angles):
+        A = SingleAxisProjector(angles, BandLimited(), truth.shape, series.images.shape[1:])
+        images = A(truth)
+        error = np.linalg.norm(images - series.images) / np.linalg.norm(series.images)
+        return error, min(correlation(a, b) for a, b in zip(images, series.images, strict=True))
+
+    error, lowest = seen(series.angles)
+    assert error < 0.12 and lowest > 0.98  # theirs interpolates
+    assert seen(-series.angles)[0] > 0.4
+
+
+def test_back_projection_of_pytom(reference_data):
+    """PyTom's sub-volume from the images that it had weighted: plain back-projection at its tilts and offsets."""
+    folder = reference_data / "et-pytom-subtomo"
+    offsets = np.loadtxt(folder / "p1_offset_xy_px.txt")
+    series = read_tilt_series(
+        folder / "p1_tilts.mrc", angles=folder / "p1.rawtlt", contrast="dark", check=False
+    )
+    theirs = np.fromfile(folder / "p1.em", "<f4", offset=512).reshape(100, 100, 100)
+    padded = np.pad(series.images, ((0, 0), (0, 0), (40, 40)))  # nothing comes in from the other side
+
+    def agreement(sign, shifts):
+        A = SingleAxisProjector(
+            sign * series.angles, BandLimited(), theirs.shape, padded.shape[1:], shifts=shifts
+        )
+        # they interpolate linearly, which smooths
+        return correlation(gaussian_filter(A.adjoint(padded), 2), gaussian_filter(theirs, 2))
+
+    assert agreement(1, offsets) > 0.98
+    assert agreement(1, 0 * offsets) < 0.96 and agreement(1, -offsets) < 0.92
+    assert agreement(-1, offsets) < 0.5
