@@ -22,7 +22,7 @@ from .optimise import Adam, SparseAdam
 from .parameters import Parameters
 from .tape import Var, value_and_grad
 
-__all__ = ["Batch", "Batches", "descend", "keep", "kept", "train"]
+__all__ = ["Batch", "Batches", "descend", "keep", "load_state", "save_state", "train"]
 
 
 @dataclass(frozen=True)
@@ -153,34 +153,33 @@ def _restore(state: State, parameters: Parameters, optimisers: Mapping[str, Any]
         optimiser.restore({key: theirs[f"{name}/{key}"] for key in optimiser.memory()})
 
 
-def keep(checkpoint: Checkpoint, job: Mapping[str, Any]) -> Callable[[State], None]:
-    """A callback for the driver that saves the state whenever a checkpoint is due.
+def save_state(checkpoint: Checkpoint, job: Mapping[str, Any], state: State) -> None:
+    """Keep a state of `train` in a checkpoint; ``job`` is what decides the result besides the model, which is added."""
+    whole = {"x": state.x, "iteration": np.array(state.iteration), **state.memory}
+    arrays = {
+        name.replace("/", "|"): to_host(a) for name, a in whole.items()
+    }  # archives take a slash for a folder
+    checkpoint.save(_job(job, state.memory["architecture"]), arrays)
 
-    ``job`` is what decides the result besides the model, which is added.
-    """
+
+def load_state(checkpoint: Checkpoint, job: Mapping[str, Any], parameters: Parameters) -> State | None:
+    """The state of an unfinished job, None where there is none; an error if it is of another job or model."""
+    arrays = checkpoint.load(_job(job, np.frombuffer(parameters.architecture.encode(), np.uint8)))
+    if arrays is None:
+        return None
+    memory = {name.replace("|", "/"): a for name, a in arrays.items()}
+    return State(int(memory.pop("iteration")), memory.pop("x"), {}, memory)
+
+
+def keep(checkpoint: Checkpoint, job: Mapping[str, Any]) -> Callable[[State], None]:
+    """A callback for the driver: `save_state` whenever a checkpoint is due."""
 
     def callback(state: State) -> None:
         if checkpoint.due():
-            arrays = {name: to_host(a) for name, a in state.memory.items()}
-            whole = {"x": to_host(state.x), "iteration": np.array(state.iteration), **arrays}
-            checkpoint.save(_job(job, state.memory["architecture"]), {_safe(n): a for n, a in whole.items()})
+            save_state(checkpoint, job, state)
 
     return callback
 
 
-def kept(checkpoint: Checkpoint, job: Mapping[str, Any], parameters: Parameters) -> State | None:
-    """The state that `keep` has saved, or None; an error if it is that of another job or model."""
-    arrays = checkpoint.load(_job(job, np.frombuffer(parameters.architecture.encode(), np.uint8)))
-    if arrays is None:
-        return None
-    memory = {name.replace("|", "/"): a for name, a in arrays.items() if name not in ("x", "iteration")}
-    return State(int(arrays["iteration"]), arrays["x"], {}, memory)
-
-
 def _job(job: Mapping[str, Any], architecture: NDArray) -> dict[str, Any]:
     return {**job, "the model": architecture.tobytes().decode()}
-
-
-def _safe(name: str) -> str:
-    """A name inside an archive without a slash."""
-    return name.replace("/", "|")
