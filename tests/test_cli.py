@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -24,6 +25,7 @@ from invcryo.cli import _parser, main
 from invcryo.cli.common import in_words_of_the_command_line, plain
 from invcryo.cli.output import OutputFolder
 from invcryo.cli.reconstruct import REGULARISERS, RESULTS
+from invcryo.cli.runlog import LOG
 from invcryo.cli.simulate import PHANTOM_NAMES
 from invcryo.costs.normal import NormalSums
 from invcryo.io import describe, open_stack, read_map, read_particles, write_map
@@ -76,7 +78,8 @@ def finished(particles, tmp_path_factory):
 
 
 def contents(folder):
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
+    """The files but for the log, which grows with every run."""
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != LOG}
 
 
 # --- the program as a whole ---------------------------------------------------------------------------------
@@ -111,6 +114,22 @@ def test_every_option_is_explained():
 def test_wrong_usage(cli, words):
     code, out, err = cli(*words)
     assert code == 2 and out == "" and "usage: invcryo" in err
+
+
+def test_wrong_usage_is_an_object_with_json(cli):
+    code, out, err = cli("info", "--json")
+    assert code == 2 and "usage: invcryo info" in err
+    assert json.loads(out) == {
+        "command": "info",
+        "exit_code": 2,
+        "error": "the following arguments are required: FILE",
+    }
+    code, out, _ = cli("cook", "--json")
+    report = json.loads(out)
+    assert code == report["exit_code"] == 2 and report["command"] is None and "'cook'" in report["error"]
+    code, out, _ = cli("mask", "m.mrc", "-o", "x.mrc", "--edge", "-1", "--json")
+    report = json.loads(out)
+    assert report["command"] == "mask" and "argument --edge/--width-soft-edge" in report["error"]
 
 
 def test_version(cli):
@@ -520,7 +539,7 @@ def test_without_matplotlib_all_but_the_pictures(cli, particles, tmp_path, monke
     code, out, err = cli("reconstruct", particles, "-o", tmp_path, "--reg", "none", "--json")
     assert code == 0 and "pip install 'invcryo[plot]'" in err
     assert "pip install 'invcryo[plot]'" in json.loads(out)["warnings"][0]
-    assert sorted(contents(tmp_path)) == ["convergence.csv", "map.mrc", "run.json"]
+    assert sorted(contents(tmp_path)) == ["convergence.csv", "map.cxc", "map.mrc", "report.html", "run.json"]
 
 
 def test_warnings_are_said_once_and_kept(cli, particles, tmp_path):
@@ -644,7 +663,9 @@ def test_a_kill_leaves_what_was_there(particles, tmp_path, module, function, whe
         assert process.wait(timeout=10) == -signal.SIGKILL
     left = {path.name: path for path in folder.iterdir() if path.name.endswith(".part")}
     assert len(left) == (1 if when == "writing" else 0)
-    assert {path.name: path.read_bytes() for path in folder.iterdir() if path.name not in left} == before
+    for path in left.values():
+        shutil.rmtree(path)
+    assert contents(folder) == before
 
 
 def test_ctrl_c_outside_the_solver(particles, tmp_path):

@@ -7,14 +7,29 @@ that ``invcryo --help`` is quick.
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
+import time
 import traceback
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from .._version import __version__
-from . import convert, demo, doctor, fsc, info, local_resolution, mask, postprocess, reconstruct, simulate
+from . import (
+    convert,
+    demo,
+    doctor,
+    external_reconstruct,
+    fsc,
+    info,
+    local_resolution,
+    mask,
+    postprocess,
+    reconstruct,
+    simulate,
+)
 from .common import (
+    EXIT_DONE,
     EXIT_FAILED,
     EXIT_INTERRUPTED,
     EXIT_USAGE,
@@ -43,18 +58,26 @@ exit codes: 0 done, 1 failed (the reason is on standard error), 2 wrong usage, 1
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; ``argv`` are the words after ``invcryo``."""
+    words = list(sys.argv[1:] if argv is None else argv)
     parser = _parser()
     try:
-        args = parser.parse_args(argv)
-    except SystemExit as stop:  # --help, --version, wrong usage: argparse has said what there is to say
-        return stop.code if isinstance(stop.code, int) else EXIT_USAGE
+        args = parser.parse_args(words)
+    except WrongUsage as error:
+        error.show()
+        Console(json="--json" in words).finish(
+            {"command": error.command, "exit_code": EXIT_USAGE, "error": str(error)}
+        )
+        return EXIT_USAGE
+    except SystemExit:  # --help, --version: argparse has said what there is to say
+        return EXIT_DONE
     if args.command is None:
         parser.print_help(sys.stderr)
         return EXIT_USAGE
     console = Console(quiet=args.quiet, json=args.json, debug=args.debug)
-    words = list(sys.argv[1:] if argv is None else argv)
-    with console.listening():
+    with console.listening(words):
+        start = time.perf_counter()
         code, report = _run(args, words, console)
+        logging.getLogger(__name__).info("exit code %d after %.1f s", code, time.perf_counter() - start)
     console.finish({"command": args.command, "exit_code": code, **report})
     return code
 
@@ -81,8 +104,28 @@ def _run(args: argparse.Namespace, words: list[str], console: Console) -> tuple[
         return EXIT_FAILED, {"error": message}
 
 
+class WrongUsage(Exception):
+    """What argparse objects to."""
+
+    def __init__(self, parser: argparse.ArgumentParser, message: str) -> None:
+        super().__init__(message)
+        self._parser = parser
+        #: The command that was named, None if none was.
+        self.command = parser.prog.partition(" ")[2] or None
+
+    def show(self) -> None:
+        """On standard error, as argparse does."""
+        self._parser.print_usage(sys.stderr)
+        print(f"{self._parser.prog}: error: {self}", file=sys.stderr)
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise WrongUsage(self, message)
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="invcryo",
         description="Reconstruction in cryo-electron microscopy as an inverse problem.",
         epilog=_EPILOG,
@@ -98,6 +141,7 @@ def _parser() -> argparse.ArgumentParser:
         convert,
         simulate,
         reconstruct,
+        external_reconstruct,
         mask,
         fsc,
         postprocess,

@@ -17,6 +17,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+from .runlog import RunLog
+
+#: Under this name the console writes into the log what it says.
+_NAME = "invcryo.cli"
+
 EXIT_DONE, EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 0, 1, 2, 130
 
 
@@ -80,27 +85,37 @@ class Console:
 
     def __init__(self, *, quiet: bool = False, json: bool = False, debug: bool = False) -> None:
         self.quiet, self.json, self.debug = quiet, json, debug
+        self._log = logging.getLogger(_NAME)
         self.warnings: list[str] = []
         self.progress: bool | None = False if quiet else None
 
     def say(self, text: str = "") -> None:
         """A line of the result."""
+        if text:
+            self._log.info("%s", text.rstrip("\n"))
         if not (self.quiet or self.json):
             _put(sys.stdout, text)
 
     def note(self, text: str) -> None:
         """What is being done now; for people who watch, so on a terminal only."""
+        self._log.info("%s", text)
         if not self.quiet and sys.stderr.isatty():
             _put(sys.stderr, text)
 
     def warn(self, text: str) -> None:
         """A warning, shown once and kept for the record."""
+        self._log.warning("%s", text)
+        self.show_warning(text)
+
+    def show_warning(self, text: str) -> None:
+        """The same of what is in the log already."""
         text = in_words_of_the_command_line(text)
         if text not in self.warnings:
             self.warnings.append(text)
             _put(sys.stderr, f"warning: {text}")
 
     def error(self, text: str) -> None:
+        self._log.error("%s", text)
         _put(sys.stderr, f"invcryo: {text}")
 
     def finish(self, report: Mapping[str, Any]) -> None:
@@ -109,31 +124,40 @@ class Console:
             _put(sys.stdout, json.dumps(plain(report), indent=2, allow_nan=False))
 
     @contextmanager
-    def listening(self) -> Iterator[None]:
-        """Pass the library's log and Python's warnings to the user for the time of the block."""
-        log, handler = logging.getLogger("invcryo"), _Listener(self)
+    def listening(self, words: Sequence[str]) -> Iterator[None]:
+        """Pass the library's log and Python's warnings to the user, and to the log of the run, for the block.
+
+        ``words`` are the command, for the log.
+        """
+        log = logging.getLogger("invcryo")
+        handlers = (_Listener(self), RunLog(words))
         level, propagate = log.level, log.propagate
-        log.addHandler(handler)
-        log.setLevel(logging.DEBUG if self.debug else logging.WARNING)
+        for handler in handlers:
+            log.addHandler(handler)
+        log.setLevel(logging.DEBUG if self.debug else logging.INFO)
         log.propagate = False
         with warnings.catch_warnings():
             warnings.showwarning = lambda message, *_, **__: self.warn(str(message))
             try:
                 yield
             finally:
-                log.removeHandler(handler)
+                for handler in handlers:
+                    log.removeHandler(handler)
+                    handler.close()
                 log.setLevel(level)
                 log.propagate = propagate
 
 
 class _Listener(logging.Handler):
     def __init__(self, console: Console) -> None:
-        super().__init__()
+        super().__init__(logging.DEBUG if console.debug else logging.WARNING)
         self._console = console
 
     def emit(self, record: logging.LogRecord) -> None:
+        if record.name == _NAME:  # the console itself, which has spoken
+            return
         if record.levelno >= logging.WARNING:
-            self._console.warn(record.getMessage())
+            self._console.show_warning(record.getMessage())
         else:
             _put(sys.stderr, f"{record.name}: {record.getMessage()}")
 

@@ -18,6 +18,7 @@ from typing import Any
 
 from .._version import __version__
 from .common import plain
+from .runlog import active_log
 
 PACKAGES = ("numpy", "scipy", "numba", "pyfftw", "mrcfile", "gemmi", "tqdm")
 OPTIONAL_PACKAGES = ("matplotlib",)
@@ -26,8 +27,8 @@ OPTIONAL_PACKAGES = ("matplotlib",)
 class OutputFolder:
     """A folder whose results appear together, when all of them are made; a context manager.
 
-    Entering it makes the folder and proves, before anything is computed, that results can be written there. A
-    folder made for nothing is removed again.
+    Entering it makes the folder and proves, before anything is computed, that results can be written there; from
+    then on the log of the run is there too. A folder made for nothing is removed again.
 
     Parameters
     ----------
@@ -65,13 +66,19 @@ class OutputFolder:
                 f"cannot write into folder {self.path} ({error.strerror}); choose another one with -o, or ask"
                 " for the right to write there"
             ) from error
+        log = active_log()
+        if log is not None:
+            log.open(self.path)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._made and kind is not None:
+            log = active_log()
             with suppress(OSError):  # not empty: then it stays
+                if log is not None:
+                    log.discard()
                 self.path.rmdir()
 
     @contextmanager

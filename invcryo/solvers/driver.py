@@ -14,6 +14,8 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from ..progress import Meter
+
 __all__ = [
     "NonFiniteError",
     "Result",
@@ -129,8 +131,6 @@ def run(
     """
     if max_iter < 1:
         raise ValueError(f"max_iter must be at least 1, got {max_iter}")
-    from tqdm import tqdm
-
     history: dict[str, list[float]] = {"iteration": [], "seconds": []}
     good: State | None = None
     whole = True  # whether the solver is between two iterations
@@ -143,12 +143,8 @@ def run(
         state = good if whole else State(good.iteration, good.x, good.info)
         return Result(good.x, reason, history, state, time.perf_counter() - start)
 
-    with (
-        tqdm(
-            total=max_iter, desc=label, disable=None if progress is None else not progress, leave=False
-        ) as bar,
-        _DelayedInterrupt() as interrupt,
-    ):
+    meter = Meter(label, total=max_iter, unit="iterations", show=progress, at_most=stop is not None)
+    with meter, _DelayedInterrupt() as interrupt:
         try:
             for count in range(1, max_iter + 1):
                 whole = False
@@ -174,8 +170,7 @@ def run(
                 history["seconds"].append(time.perf_counter() - start)
                 for key, value in state.info.items():
                     history.setdefault(key, []).append(value)
-                bar.update()
-                bar.set_postfix({k: f"{v:.3g}" for k, v in state.info.items()}, refresh=False)
+                meter.step(**state.info)
                 if callback is not None:
                     callback(state)
                 if stop is not None and stop(state):
