@@ -1,6 +1,7 @@
 """The commands mask, postprocess and local-resolution, from their words to their files."""
 
 import json
+import re
 import subprocess
 
 import mrcfile
@@ -152,12 +153,14 @@ def test_postprocess_files(cli, maps):
     assert sorted(p.name for p in (maps / "post").iterdir()) == [
         "fsc.png",
         "guinier.png",
+        "postprocess.cxc",
         "postprocess.mrc",
         "postprocess.star",
         "postprocess_fsc.xml",
         "postprocess_masked.mrc",
         "report.html",
         "run.json",
+        "run.log",
         "slices.png",
     ]
     a, b, mask = (read_map(maps / f"{n}.mrc") for n in ("half1", "half2", "mask"))
@@ -247,8 +250,14 @@ def test_local_resolution_files(cli, maps):
     words = ("-o", maps / "local", "--window", "54", "--step", "15")
     code, out, err = cli("local-resolution", *halves(maps), *words)
     assert (code, err) == (0, "") and "54.0 and 15.0 angstrom" in out
-    names = ["histogram.csv", "histogram.png", "local_resolution.mrc", "local_resolution.png"]
-    names += ["report.html", "run.json"]
+    names = [
+        "histogram.csv",
+        "histogram.png",
+        "local_resolution.cxc",
+        "local_resolution.mrc",
+        "local_resolution.png",
+    ]
+    names += ["report.html", "run.json", "run.log"]
     assert sorted(p.name for p in (maps / "local").iterdir()) == names
     a, b, mask = (read_map(maps / f"{n}.mrc") for n in ("half1", "half2", "mask"))
     expected = local_resolution(a.data, b.data, mask.data, pixel_size=PIXEL, window=54, step=15, rng=0)
@@ -267,3 +276,28 @@ def test_local_resolution_refuses_and_writes_nothing(cli, maps):
     code, out, err = cli("local-resolution", *halves(maps), "-o", maps / "local", "--window", "9", "--json")
     assert code == 1 and "8 pixels" in err and json.loads(out)["exit_code"] == 1
     assert not (maps / "local").exists()
+
+
+def test_scripts_for_chimerax(cli, maps):
+    """They name the maps as seen from the folder of results, quoted, at a level inside the map."""
+    mask = ("--mask", maps / "mask.mrc")
+    assert cli("postprocess", *halves(maps), *mask, "-o", maps / "post", "--bfactor", "0")[0] == 0
+    text = (maps / "post" / "postprocess.cxc").read_text()
+    for name in ("postprocess_masked.mrc", "../half1.mrc", "../half2.mrc"):
+        assert f'open "{name}"' in text and (maps / "post" / name).exists()
+    level = float(re.search(r"volume #1 .* level (\S+)", text)[1])
+    assert 0 < level < read_map(maps / "post" / "postprocess_masked.mrc").data.max()
+    words = ("--window", "40", "--map", maps / "post" / "postprocess.mrc")
+    assert cli("local-resolution", *halves(maps), *mask, "-o", maps / "local", *words)[0] == 0
+    text = (maps / "local" / "local_resolution.cxc").read_text()
+    for name in ("../post/postprocess.mrc", "local_resolution.mrc"):
+        assert f'open "{name}"' in text and (maps / "local" / name).exists()
+    assert "color sample #1 map #2 palette " in text
+
+
+def test_a_name_that_no_script_can_say(cli, maps):
+    odd = maps / 'half"1.mrc'
+    (maps / "half1.mrc").rename(odd)
+    code, _, err = cli("postprocess", odd, maps / "half2.mrc", "-o", maps / "post", "--bfactor", "0")
+    assert code == 0 and "no script for ChimeraX was written" in err
+    assert not (maps / "post" / "postprocess.cxc").exists()

@@ -183,3 +183,103 @@ def test_save_writes_arrays_of_axes_and_nothing_half(tmp_path, rng):
         plot.save(panels, tmp_path / "slices.nonsense")
     assert (tmp_path / "slices.png").read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["slices.png"]
+
+
+def test_projections_of_a_map(rng):
+    volume = rng.standard_normal((4, 6, 5))
+    panels = plot.map_projections(volume, pixel_size=2.0)
+    for ax, k in zip(panels, range(3), strict=True):
+        np.testing.assert_allclose(ax.images[0].get_array(), 2.0 * volume.sum(axis=k))
+        assert ax.images[0].get_clim() == panels[0].images[0].get_clim()
+    assert [ax.get_title() for ax in panels] == ["along z", "along y", "along x"]
+    with pytest.raises(ValueError, match="three axes"):
+        plot.map_projections(volume[0], pixel_size=1.0)
+
+
+def coloured_noise(rng, shape):
+    """Noise whose amplitude falls with frequency by a factor of about ten."""
+    fy, fx = np.fft.fftfreq(shape[1])[:, None], np.fft.rfftfreq(shape[2])
+    return np.fft.irfft2(np.fft.rfft2(rng.standard_normal(shape)) / (0.05 + np.hypot(fy, fx)), s=shape[1:])
+
+
+@pytest.mark.parametrize("side", [(32, 32), (31, 33), (24, 30)])
+def test_residuals_of_the_right_model_are_white(rng, side):
+    predicted = np.zeros((40, *side))
+    predicted[:, 8:16, 8:16] = 5.0
+    axes = plot.residuals(predicted + coloured_noise(rng, predicted.shape), predicted, 40)
+    assert axes.shape == (40, 3)
+    shown = np.array([row[2].images[0].get_array() for row in axes])
+    assert shown.var() == pytest.approx(1, abs=0.02)  # the mean of shells, each of variance 1
+    power = (np.abs(np.fft.fft2(shown)) ** 2).mean(axis=0) / (side[0] * side[1])
+    low = np.hypot(np.fft.fftfreq(side[0])[:, None], np.fft.fftfreq(side[1])) < 0.2
+    # 40 images, at least 100 coefficients (in conjugate pairs) in each part
+    assert power[low].mean() == pytest.approx(1, abs=0.1) and power[~low].mean() == pytest.approx(1, abs=0.1)
+    matches = [float(row[2].get_xlabel().split()[1]) for row in axes]
+    assert abs(np.mean(matches)) < 5 / np.sqrt(40 * side[0] * side[1])
+    assert axes[0, 2].images[0].get_clim() == (-3, 3)
+    np.testing.assert_array_equal(axes[3, 1].images[0].get_array(), predicted[3])
+
+
+def test_residuals_of_a_weak_model_show_it(rng):
+    predicted = np.zeros((20, 32, 32))
+    for i, (y, x) in enumerate(rng.integers(4, 20, (20, 2))):
+        predicted[i, y : y + 8, x : x + 8] = 1.0
+    axes = plot.residuals(2 * predicted + 0.3 * rng.standard_normal(predicted.shape), predicted, 20)
+    matches = [float(row[2].get_xlabel().split()[1]) for row in axes]
+    assert min(matches) > 0.1
+
+
+def test_residuals_of_nothing_and_of_wrong_shapes():
+    same = np.ones((2, 8, 8))
+    axes = plot.residuals(same, same, labels=["a", "b"])
+    assert not axes[0, 2].images[0].get_array().any() and axes[1, 0].get_ylabel() == "b"
+    with pytest.raises(ValueError, match=r"\(2, 8, 8\) and \(2, 8, 9\)"):
+        plot.residuals(same, np.ones((2, 8, 9)))
+
+
+def astigmatic():
+    return CTF([14000.0, 12000.0], [10000.0, 12000.0], [0.5, 0.0], 300.0, 2.7, 0.1)
+
+
+@pytest.mark.parametrize("box", [64, 65])
+def test_ctf_image(box):
+    ctf = astigmatic()
+    ax = plot.ctf_image(ctf, pixel_size=1.5, box=box)
+    values = ax.images[0].get_array()
+    assert values[box // 2, box // 2] == pytest.approx(0.1)
+    s = np.fft.fftshift(np.fft.fftfreq(box, 1.5))
+    left, right, bottom, top = ax.images[0].get_extent()
+    for iy, ix in ((box // 2, 5), (7, box // 2), (10, 20)):
+        # the middle of a pixel, by the extent of the image
+        x = left + (ix + 0.5) * (right - left) / box
+        y = bottom + (iy + 0.5) * (top - bottom) / box
+        assert (x, y) == pytest.approx((s[ix], s[iy]))
+        assert values[iy, ix] == pytest.approx(float(ctf[[0]](x, y)[0]))
+    assert [t.get_text() for t in ax.texts] == ["9 Å", "4.5 Å", "3 Å"]
+    again = plot.ctf_image(ctf, pixel_size=1.5, box=box, index=1).images[0].get_array()
+    assert not np.allclose(again, values)
+
+
+def test_thon_rings_agree_with_their_ctf_and_no_other(rng):
+    """Noise through an astigmatic CTF: the rings of the data go on in those of the right CTF."""
+    ctf, side, size = astigmatic(), 1024, 1.5
+    fy, fx = np.fft.fftfreq(side, size)[:, None], np.fft.rfftfreq(side, size)
+    image = np.fft.irfft2(
+        np.fft.rfft2(rng.standard_normal((side, side))) * ctf[[0]](fx, fy)[0], s=(side, side)
+    )
+    image += 0.3 * rng.standard_normal(image.shape)
+    alone = plot.thon_rings(image, pixel_size=size, box=128).images[0].get_array()
+    s = np.fft.fftshift(np.fft.fftfreq(128, size))
+    ring = (np.hypot(s[:, None], s) > 0.03) & (np.hypot(s[:, None], s) < 0.25)
+
+    def match(index):
+        return np.corrcoef(alone[ring], ctf[[index]](s[None, :], s[:, None], power=2)[0][ring])[0, 1]
+
+    turned = CTF(14000.0, 10000.0, 0.5 + np.pi / 2, 300.0, 2.7, 0.1)(s[None, :], s[:, None], power=2)[0]
+    assert match(0) > 0.6 and match(1) < 0.4 and np.corrcoef(alone[ring], turned[ring])[0, 1] < 0.3
+    ax = plot.thon_rings(image, pixel_size=size, box=128, ctf=ctf)
+    shown = ax.images[0].get_array()
+    np.testing.assert_array_equal(shown[:, :64], alone[:, :64])
+    np.testing.assert_allclose(shown[:, 64:], ctf[[0]](s[None, 64:], s[:, None], power=2)[0])
+    with pytest.raises(ValueError, match="squares of 1100 pixels"):
+        plot.thon_rings(image, pixel_size=size, box=1100)

@@ -22,11 +22,12 @@ from .common import (
 from .fsc import resolution_text
 from .output import OutputFolder, record, write_json
 from .pages import PAGE, write_local_page
-from .pictures import matplotlib_is_there
+from .pictures import matplotlib_is_there, write_script
 from .postprocess import warn_of_regularised
 
 _RESULTS = (
     "local_resolution.mrc",
+    "local_resolution.cxc",
     "local_resolution.png",
     "histogram.png",
     "histogram.csv",
@@ -40,8 +41,8 @@ phases, and where it falls below 0.143.
 
 DIR receives
   report.html            all of it on one page, to look at first
-  local_resolution.mrc   angstrom at each voxel where the mask is above 0.5, 0 elsewhere; colour the map by it
-                         (ChimeraX: color sample #1 map #2)
+  local_resolution.mrc   angstrom at each voxel where the mask is above 0.5, 0 elsewhere
+  local_resolution.cxc   script that colours half map 1, or --map, by it in ChimeraX
   local_resolution.png   coloured slices; histogram.png and histogram.csv, over the voxels of the mask
   run.json               options, versions, numbers
 
@@ -53,6 +54,7 @@ their local FSC too good everywhere.
 """
 _EXAMPLES = """\
   invcryo local-resolution run/half1_noreg.mrc run/half2_noreg.mrc --mask mask.mrc -o local
+  invcryo local-resolution h1.mrc h2.mrc --mask mask.mrc -o local --map post/postprocess.mrc
   invcryo local-resolution h1.mrc h2.mrc --mask mask.mrc -o local --window 50 --step 25   (RELION's defaults)
 """
 
@@ -63,6 +65,11 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("half1", metavar="H1.mrc", help="half map 1, unfiltered and unregularised")
     parser.add_argument("half2", metavar="H2.mrc", help="half map 2, on the same grid")
     parser.add_argument("--mask", metavar="M.mrc", help="where to look (above 0.5); default: the whole box")
+    parser.add_argument(
+        "--map",
+        metavar="MAP.mrc",
+        help="the map to show in colours in ChimeraX, such as post/postprocess.mrc; default: H1.mrc",
+    )
     add_output(parser)
     add_pixel_size(parser, "angstrom per pixel of the maps, in place of what their headers say")
     parser.add_argument(
@@ -108,6 +115,9 @@ def run(args: argparse.Namespace, words: Sequence[str], console: Console) -> tup
 
         a, b = (read_map(path, pixel_size=args.pixel_size) for path in (args.half1, args.half2))
         mask = None if args.mask is None else read_map(args.mask, pixel_size=args.pixel_size).data
+        shown = a if args.map is None else read_map(args.map, pixel_size=args.pixel_size)
+        if shown.data.shape != a.data.shape:
+            raise ValueError(f"{args.map} has {shown.data.shape} voxels, the half maps {a.data.shape}")
         warn_of_regularised(console, args.half1, args.half2)
         with Interrupts(console, patience=False):
             result = local_resolution(
@@ -156,6 +166,16 @@ def run(args: argparse.Namespace, words: Sequence[str], console: Console) -> tup
                 plot.save(coloured, staging / "local_resolution.png")
                 whole = result.whole.resolution(args.threshold)
                 plot.save(plot.resolution_histogram(values, whole=whole), staging / "histogram.png")
+            write_script(
+                staging,
+                folder.path,
+                "local_resolution.cxc",
+                args.map or args.half1,
+                shown.data,
+                console,
+                resolution_file=folder.path / "local_resolution.mrc",
+                limits=tuple(np.percentile(values, (2, 98)).tolist()),
+            )
             run_record = record(args, words, started)
             write_local_page(staging, (args.half1, args.half2), result, report, run_record)
             write_json(staging / "run.json", {**run_record, **report})

@@ -86,7 +86,7 @@ def reconstruct_page(
         page.headline("Resolution", short(best), "unregularised half maps, FSC 0.143")
     page.headline("Particles", report["particles"])
     if result.lam is not None:
-        page.headline("Lambda", f"{result.lam:.4g}", result.lam_rule)
+        page.headline("Lambda", f"{result.lam:.4g}", result.lam_rule or "")
     page.headline("Iterations", report["iterations"], f"stopped by {result.stopped_by}")
     page.headline("Time", f"{report['wall_seconds']:.0f} s", count(report["threads"], "thread"))
     if result.fsc is not None:

@@ -88,3 +88,21 @@ def _save(figure: Any, path: Path) -> None:
 
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=150)
+
+
+def write_script(
+    folder: Path,
+    final: Path,
+    name: str,
+    map_file: str | Path,
+    volume: NDArray,
+    console: Console,
+    **options: Any,
+) -> None:
+    """A script for ChimeraX in ``folder``, which will lie in ``final``; a warning where a name cannot be said."""
+    from ..io.viewers import contour_level, write_cxc
+
+    try:
+        write_cxc(folder / name, map_file, contour_level(volume), folder=final, **options)
+    except ValueError as error:
+        console.warn(f"no script for ChimeraX was written: {error}")

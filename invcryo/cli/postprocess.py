@@ -23,7 +23,7 @@ from .common import (
 from .fsc import resolution_text
 from .output import OutputFolder, record, write_json
 from .pages import PAGE, write_postprocess_page
-from .pictures import draw_slices, matplotlib_is_there
+from .pictures import draw_slices, matplotlib_is_there, write_script
 
 if TYPE_CHECKING:
     from ..metrics import PostProcess
@@ -33,6 +33,7 @@ _RESULTS = (
     "postprocess_masked.mrc",
     "postprocess.star",
     "postprocess_fsc.xml",
+    "postprocess.cxc",
     "fsc.png",
     "guinier.png",
     "slices.png",
@@ -51,6 +52,7 @@ DIR receives
   postprocess.mrc       the sharpened map, and postprocess_masked.mrc, times the mask
   postprocess.star      RELION's tables general, fsc and guinier
   postprocess_fsc.xml   the curve behind the resolution, for EMDB
+  postprocess.cxc       script that shows the map in ChimeraX
   fsc.png, guinier.png, slices.png; directional_fsc.png with --directional
   run.json              options, versions, numbers
 
@@ -209,6 +211,17 @@ def run(args: argparse.Namespace, words: Sequence[str], console: Console) -> tup
                     from .. import plot
 
                     plot.save(plot.directional_fsc(cones), staging / "directional_fsc.png")
+            final = result.map if result.masked is None else result.masked
+            shown = "postprocess.mrc" if result.masked is None else "postprocess_masked.mrc"
+            write_script(
+                staging,
+                folder.path,
+                "postprocess.cxc",
+                folder.path / shown,
+                final,
+                console,
+                others=(args.half1, args.half2),
+            )
             run_record = record(args, words, started)
             write_postprocess_page(staging, (args.half1, args.half2), result, report, run_record)
             write_json(staging / "run.json", {**run_record, **report})

@@ -43,6 +43,7 @@ CURVES = ("fsc", "fsc_noreg")
 RESULTS = (
     *(f"{name}.mrc" for name in MAPS),
     *(f"{name}{suffix}" for name in CURVES for suffix in (".xml", ".star")),
+    "map.cxc",
     "fsc.png",
     "slices.png",
     "convergence.csv",
@@ -75,6 +76,7 @@ and lambda by --lam:
 DIR receives
   report.html    all of it on one page, to look at first
   map.mrc        the map, and map_noreg.mrc, the same without regularisation
+  map.cxc        script that shows the map in ChimeraX
   half1.mrc      with --half-maps: the map of half set 1; half2.mrc;
                  half1_noreg.mrc, half2_noreg.mrc, the same without regularisation
   fsc.xml        with --half-maps: FSC of half1 and half2, for EMDB; fsc.star, as RELION's;
@@ -393,15 +395,18 @@ def summary(result: Reconstruction) -> dict[str, Any]:
 
 
 def write_maps(folder: Path, result: Reconstruction) -> None:
-    """Maps, curves and the history of the solver."""
+    """Maps, a script to see them, curves and the history of the solver."""
     from ..io import write_map
     from ..io.atomic import atomic_open
+    from ..io.viewers import contour_level, write_cxc
     from ..metrics import write_fsc_star, write_fsc_xml
 
     for name in MAPS:
         volume = getattr(result, name)
         if volume is not None:
             write_map(folder / f"{name}.mrc", volume, result.pixel_size, label=name)
+    halves = [] if result.half1 is None else [folder / "half1.mrc", folder / "half2.mrc"]
+    write_cxc(folder / "map.cxc", folder / "map.mrc", contour_level(result.map), others=halves)
     for name in CURVES:
         curve = getattr(result, name)
         if curve is not None:

@@ -6,27 +6,32 @@ belong to no global state and need no display. Pass ``ax`` to draw into a figure
 
 from .common import save
 from .curves import convergence, ctf_curve, directional_fsc, fsc_curves, guinier, lcurve, resolution_histogram
-from .maps import local_resolution, masked_slices, projections, slices
+from .images import ctf_image, residuals, thon_rings
+from .maps import local_resolution, map_projections, masked_slices, projections, slices
 from .poses import orientations
 from .tilt import dose_curves, profiles, section_grid, tilt_masks, tpsf, wedge_spectrum
 
 __all__ = [
     "convergence",
     "ctf_curve",
+    "ctf_image",
     "directional_fsc",
     "dose_curves",
     "fsc_curves",
     "guinier",
     "lcurve",
     "local_resolution",
+    "map_projections",
     "masked_slices",
     "orientations",
     "profiles",
     "projections",
+    "residuals",
     "resolution_histogram",
     "save",
     "section_grid",
     "slices",
+    "thon_rings",
     "tilt_masks",
     "tpsf",
     "wedge_spectrum",

@@ -121,7 +121,8 @@ def directional_fsc(result: DirectionalFSC, axes: Sequence[Axes] | None = None) 
     ax.set(xlim=(0, frequency[-1]), ylim=(-0.15, 1.04))
     ax.set(xlabel="spatial frequency (1/Å)", ylabel=f"FSC in cones of {result.half_angle:g}°")
     resolution_axis(ax)
-    ax.legend(frameon=False, fontsize=9, title=f"least over largest area: {result.cfar_like:.2f}")
+    title = f"least over largest area: {result.cfar_like:.2f}"
+    ax.legend(frameon=False, fontsize=9, title=title, loc="lower left")
     x, y, z = result.axes.T
     scale = np.sqrt(2 / (1 + z)) / np.sqrt(2)  # the equator at radius 1
     finite = np.isfinite(result.resolution)

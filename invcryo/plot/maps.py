@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
-__all__ = ["local_resolution", "masked_slices", "projections", "slices"]
+__all__ = ["local_resolution", "map_projections", "masked_slices", "projections", "slices"]
 
 
 def slices(
@@ -43,17 +43,50 @@ def slices(
     -------
     ndarray of Axes, (3,)
     """
+    volume = _checked(volume, "slices")
+    nz, ny, nx = volume.shape
+    cuts = [volume[nz // 2], volume[:, ny // 2], volume[:, :, nx // 2]]
+    names = [f"{plane} slice" for plane in ("xy", "xz", "yz")]
+    return _three_views(cuts, names, (0.5, 99.5), pixel_size, title, contrast, scale_bar, axes)
+
+
+def map_projections(
+    volume: ArrayLike,
+    *,
+    pixel_size: float,
+    title: str | None = None,
+    contrast: tuple[float, float] | None = None,
+    scale_bar: float | None = None,
+    axes: Sequence[Axes] | None = None,
+) -> NDArray:
+    """The sums of a volume along z, y and x, in density times angstrom; the rest as in `slices`."""
+    volume = _checked(volume, "map_projections")
+    cuts = [volume.sum(axis=k, dtype=float) * pixel_size for k in range(3)]
+    names = [f"along {axis}" for axis in "zyx"]
+    return _three_views(cuts, names, (0.0, 100.0), pixel_size, title, contrast, scale_bar, axes)
+
+
+def _checked(volume: ArrayLike, name: str) -> NDArray:
     volume = np.asarray(volume)
     if volume.ndim != 3:
-        raise ValueError(f"slices needs a volume of three axes (z, y, x), got shape {volume.shape}")
-    nz, ny, nx = volume.shape
-    cuts = [
-        ("xy", volume[nz // 2], "x", "y"),
-        ("xz", volume[:, ny // 2], "x", "z"),
-        ("yz", volume[:, :, nx // 2], "y", "z"),
-    ]
+        raise ValueError(f"{name} needs a volume of three axes (z, y, x), got shape {volume.shape}")
+    return volume
+
+
+def _three_views(
+    cuts: Sequence[NDArray],
+    names: Sequence[str],
+    percentiles: tuple[float, float],
+    pixel_size: float,
+    title: str | None,
+    contrast: tuple[float, float] | None,
+    scale_bar: float | None,
+    axes: Sequence[Axes] | None,
+) -> NDArray:
+    """Three planes (xy, xz, yz) side by side on one grey scale."""
+    (ny, nx), (nz, _), _ = (cut.shape for cut in cuts)
     if contrast is None:
-        low, high = np.percentile(np.concatenate([cut.ravel() for _, cut, _, _ in cuts]), (0.5, 99.5))
+        low, high = np.percentile(np.concatenate([cut.ravel() for cut in cuts]), percentiles)
         contrast = (float(low), float(high))
     length = scale_bar if scale_bar is not None else round_length(0.3 * min(nx, ny) * pixel_size)
     if axes is None:
@@ -64,12 +97,13 @@ def slices(
         panels = np.asarray(axes, dtype=object).ravel()
     if len(panels) != 3:
         raise ValueError(f"slices draws on three axes, got {len(panels)}")
-    for ax, (name, cut, right, up) in zip(panels, cuts, strict=True):
+    sides = (("x", "y"), ("x", "z"), ("y", "z"))
+    for ax, name, cut, (right, up) in zip(panels, names, cuts, sides, strict=True):
         ax.imshow(
             cut, cmap="gray", vmin=contrast[0], vmax=contrast[1], origin="lower", interpolation="nearest"
         )
         ax.set(xticks=[], yticks=[], xlabel=f"{right} →", ylabel=f"{up} →")
-        ax.set_title(f"{name} slice", fontsize=10)
+        ax.set_title(name, fontsize=10)
         draw_scale_bar(ax, length / pixel_size, f"{length:g} Å")
     if title is not None:
         panels[0].figure.suptitle(title)
