@@ -1,7 +1,8 @@
 """Spoilt files: every reader of invcryo gives a result or a named error, never a crash, a hang or a flood.
 
-Takes sound files of the formats STAR, MRC and .cs, spoils them in ways that happen (cut off, bits turned over,
-fields overwritten, lines and numbers exchanged) and reads them. What counts as a finding:
+Takes sound files of the formats STAR, MRC, .cs and those of tilt series (.mdoc, .tlt, .rawtlt, .xf), spoils them in
+ways that happen (cut off, bits turned over, fields overwritten, lines and numbers exchanged) and reads them. What
+counts as a finding:
 
 - an exception other than ValueError or OSError, or one without a message: nobody thought of that case;
 - more than --seconds for one file; more than --memory MiB on top of what Python takes;
@@ -39,14 +40,19 @@ from invcryo.io import (
     open_stack,
     read_cs,
     read_map,
+    read_mdoc,
     read_particles,
     read_star,
+    read_tilt_series,
+    read_xf,
     write_cs,
     write_particles,
+    write_stack,
     write_star,
 )
 
-SUFFIXES = (".star", ".cs", ".mrc", ".mrcs", ".map", ".ccp4", ".gz", ".bz2")
+TEXTS = (".mdoc", ".tlt", ".rawtlt", ".xf")
+SUFFIXES = (".star", ".cs", ".mrc", ".mrcs", ".map", ".ccp4", ".gz", ".bz2", *TEXTS)
 MAX_BYTES = 1_000_000
 WORDS = (
     b"nan", b"inf", b"-inf", b"1e999", b"-999", b"0", b"-1", b"1e-320", b"99999999999999999999", b"''", b'"',
@@ -199,7 +205,25 @@ def use_particles(path: Path) -> None:
 def use_mrc(path: Path) -> None:
     attempt(lambda: describe(path))
     attempt(lambda: read_map(path, kind="volume"))
-    attempt(lambda: open_stack(path)[:2])
+    stack = attempt(lambda: open_stack(path))
+    if stack is not FAILED:
+        attempt(lambda: stack[:2])
+        if len(stack) <= 200:
+            attempt(lambda: read_tilt_series(path, angles=np.linspace(-60, 60, len(stack))))
+
+
+def use_tilts(path: Path) -> None:
+    """A file beside a sound stack of as many small images as it, or the file it was made from, has entries."""
+    if path.suffix == ".mdoc":
+        attempt(lambda: read_mdoc(path))
+    if path.suffix == ".xf":
+        attempt(lambda: read_xf(path))
+    for n in (1, 41, 60, 61):
+        stack = path.with_suffix(".mrcs")
+        write_stack(stack, np.ones((n, 6, 6), np.float32), 2.0)
+        angles = np.linspace(-60, 60, n) if path.suffix == ".xf" else None
+        attempt(partial(read_tilt_series, stack, angles=angles))
+        stack.unlink()
 
 
 FAILED = object()
@@ -231,8 +255,14 @@ def attempt(action: Callable[[], Any]) -> Any:
 
 def use(path: Path) -> None:
     name = path.name
-    reader = use_star if name.endswith(".star") else use_cs if name.endswith(".cs") else use_mrc
-    reader(path)
+    if name.endswith(".star"):
+        use_star(path)
+    elif name.endswith(".cs"):
+        use_cs(path)
+    elif name.endswith(TEXTS):
+        use_tilts(path)
+    else:
+        use_mrc(path)
 
 
 # --- cases --------------------------------------------------------------------------------------------------
@@ -254,13 +284,13 @@ def make(number: int, seed: int, files: Sequence[Path]) -> tuple[str, bytes]:
     first, second = chosen[int(rng.integers(len(chosen)))], files[int(rng.integers(len(files)))]
     suffix = "".join(first.suffixes[-2:]) if first.suffix in (".gz", ".bz2") else first.suffix
     data = first.read_bytes()
-    if kind in (".cs", ".star") and len(data) > 50_000:  # the beginning of a long table will do
+    if kind in (".cs", ".star", ".mdoc") and len(data) > 50_000:  # the beginning of a long table will do
         data = _shorter(first, data)
     return f"case{suffix}", spoil(data, second.read_bytes(), rng)
 
 
 def _shorter(path: Path, data: bytes) -> bytes:
-    if path.suffix == ".star":
+    if path.suffix != ".cs":
         return data[:50_000]
     end = data.index(b"\n") + 1
     rows = data.split(b"'shape': (", 1)[1].split(b",", 1)[0]

@@ -218,3 +218,14 @@ def test_one_endless_value_does_not_take_all_memory(tmp_path):
     path.write_text("data_\n\nloop_\n_rlnImageName\n" + "\n".join(rows) + "\n")
     with pytest.raises(ValueError, match="row 7001 is 1000000 characters long and begins 'x y x y"):
         read_star(path)
+
+
+def test_names_that_differ_in_case_only_are_refused(tmp_path):
+    """Readers take them for one name, and refuse the file."""
+    with pytest.raises(
+        ValueError, match=r"a\.star: columns of block 'x': rlnOrigin and rlnorigin are one name"
+    ):
+        write_star(tmp_path / "a.star", {"x": {"rlnOrigin": [1], "rlnorigin": [2]}})
+    with pytest.raises(ValueError, match=r"a\.star: blocks: x and X are one name"):
+        write_star(tmp_path / "a.star", {"x": {"a": [1]}, "X": {"a": [1]}})
+    assert not list(tmp_path.iterdir())

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -162,6 +162,7 @@ def write_star(
 
 def _lines(blocks: Mapping[str, StarBlock | Mapping[str, Any]], version: int | None) -> list[str]:
     lines: list[str] = []
+    _unlike(blocks, "blocks")
     for name, block in blocks.items():
         if re.search(r"\s", name):
             raise ValueError(f"STAR block name {name!r} holds white space")
@@ -175,6 +176,7 @@ def _lines(blocks: Mapping[str, StarBlock | Mapping[str, Any]], version: int | N
         lines += ["", f"data_{name}", ""]
         if not len(block):
             continue
+        _unlike(block, f"columns of block {name!r}")
         if block.loop:
             lines += ["loop_"] + [f"_{column} #{i}" for i, column in enumerate(block, 1)]
             lines += map(
@@ -183,6 +185,14 @@ def _lines(blocks: Mapping[str, StarBlock | Mapping[str, Any]], version: int | N
         else:
             lines += [f"_{column} {_quote(values.item())}" for column, values in block.items()]
     return lines
+
+
+def _unlike(names: Iterable[str], what: str) -> None:
+    """STAR files have no upper and lower case."""
+    seen: dict[str, str] = {}
+    for name in names:
+        if (other := seen.setdefault(name.lower(), name)) != name:
+            raise ValueError(f"{what}: {other} and {name} are one name in a STAR file; rename or drop one")
 
 
 def _column_name(name: str) -> str:

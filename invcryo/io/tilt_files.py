@@ -259,7 +259,7 @@ def read_mdoc(path: str | os.PathLike[str]) -> dict[str, Any]:
             current = sections.setdefault(int(section[1]), {})
         elif line.strip().startswith("[T"):
             # the direction of the axis in the images, from y; RotationAngle is that of the camera
-            if stated := re.search(r"[Tt]ilt axis (?:angle|rotation)\s*=\s*(-?[\d.]+)", line):
+            if stated := re.search(r"[Tt]ilt axis (?:angle|rotation)\s*=\s*(-?\d+\.?\d*|-?\.\d+)", line):
                 found["in_plane_angle_deg"] = float(stated[1])
         elif "=" in line:
             key, _, value = line.partition("=")
@@ -272,10 +272,17 @@ def read_mdoc(path: str | os.PathLike[str]) -> dict[str, Any]:
             f"{path}: sections {sorted(sections)[:3]}... must be 0 to {len(sections) - 1}, each with TiltAngle"
             f" (missing in {missing[:3]})"
         )
-    found["angles"] = np.array([float(sections[z]["TiltAngle"]) for z in range(len(sections))])
+
+    def number(label: str, text: str) -> float:
+        try:
+            return float(text)
+        except ValueError:
+            raise ValueError(f"{path}: {label} = {text!r} is not a number") from None
+
+    found["angles"] = np.array([number("TiltAngle", sections[z]["TiltAngle"]) for z in range(len(sections))])
     for key, label in (("pixel_size", "PixelSpacing"), ("voltage_kv", "Voltage")):
         if stated_value := top.get(label) or sections[0].get(label):
-            found[key] = float(stated_value)
+            found[key] = number(label, stated_value)
     return found
 
 
