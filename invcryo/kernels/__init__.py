@@ -17,10 +17,12 @@ from numpy.typing import NDArray
 from ..backend import array_module, threads
 
 __all__ = [
+    "SEARCH_LANES",
     "SPREADING",
     "SortedPoints",
     "TiltedLines",
     "add_slices",
+    "best_turns",
     "ctf_values",
     "dead_zone",
     "difference_adjoint",
@@ -32,7 +34,9 @@ __all__ = [
     "hessian_apply",
     "laplacian",
     "matrix_norms",
+    "pick_distinct",
     "project_groups",
+    "ring_harmonics",
     "shrink_groups",
     "shrink_weighted",
     "slice_gradients",
@@ -48,6 +52,9 @@ __all__ = [
 #: Of the spreading kernel, by type: cells that a point reaches per axis, lanes of the vector that holds their weights,
 #: degree of the polynomials that give them.
 SPREADING = {"float32": (8, 8, 9), "float64": (14, 16, 19)}
+
+#: Directions that the search over rotations takes at a time: their number is padded to a multiple of it.
+SEARCH_LANES = 64
 
 _BLOCK = (16, 16, 32)  # cells (z, y, x): twice as wide as a point reaches, small enough for the second cache
 
@@ -447,3 +454,49 @@ def _light(x: NDArray) -> int:
 def _vector(*arrays: Any, work: int) -> Any:
     _cpu(*arrays, work=work)
     return importlib.import_module("invcryo.kernels.cpu_vector")
+
+
+def ring_harmonics(data: NDArray, phases: NDArray, turn_real: NDArray, turn_imag: NDArray, start: NDArray,
+                   stencil: NDArray, rings: int) -> tuple[NDArray, NDArray]:  # fmt: skip
+    """``x[p, s, l, r] = sum_m stencil[m, r - start[m]] turn[m, l] part_l(data[p, m] phases[s, m])``.
+
+    ``part_l`` is the real part for even l and the imaginary part for odd l. Real and imaginary parts of ``x``.
+    """
+    shape = (len(data), len(phases), turn_real.shape[1], rings)
+    real, imag = np.empty((2, *shape), np.float32)
+    loops = _search(data, work=data.size * len(phases))
+    loops.ring_harmonics(data, phases, turn_real, turn_imag, start, stencil, real, imag)
+    return real, imag
+
+
+def best_turns(templates: tuple[NDArray, NDArray], data: tuple[NDArray, NDArray], first: NDArray, cosine: NDArray,
+               sine: NDArray, turns: int) -> tuple[NDArray, NDArray]:  # fmt: skip
+    """Over the columns s, the largest ``sum_l Re((sum_r conj(t[l, r, d]) x[p, s, l, r]) (cosine + i sine)[l, j])``.
+
+    Parts of ``t`` (harmonics, rings, directions) and ``x`` (n, columns, harmonics, rings) are float32; harmonics are a
+    multiple of 8, directions of `SEARCH_LANES`; ``t`` is zero at rings below ``first[l]``. ``cosine`` and ``sine``
+    (harmonics, turns) are those of ``l psi_j`` times any factor of l, at ``psi_j = (j + 1/2) 2 pi / turns``, with 4 a
+    divisor of turns. Returns the values (n, turns, directions) and their columns, uint16.
+    """
+    shape = (len(data[0]), turns, templates[0].shape[2])
+    best, where = np.empty(shape, np.float32), np.zeros(shape, np.uint16)
+    _search(*templates, *data, work=best.size).best_turns(*templates, *data, first, cosine, sine, best, where)
+    return best, where
+
+
+def pick_distinct(scores: NDArray, views: NDArray, angles: NDArray, group: NDArray, trace: float,
+                  count: int) -> NDArray:  # fmt: skip
+    """Indices (n, count, 2) of directions and turns of the largest ``scores`` (n, turns, directions), best first.
+
+    Poses are ``turn(angles[j]) @ views[d]``; those with ``trace(A^T B g)`` above ``trace`` for a pose A taken before
+    and a ``g`` of the group are passed over, and overwritten. -1 where none is left.
+    """
+    picked = np.empty((len(scores), count, 2), np.int64)
+    cosine, sine = np.cos(angles), np.sin(angles)
+    _search(scores, work=scores.size).pick_distinct(scores, views, cosine, sine, group, float(trace), picked)
+    return picked
+
+
+def _search(*arrays: Any, work: int) -> Any:
+    _cpu(*arrays, work=work)
+    return importlib.import_module("invcryo.kernels.cpu_search")
