@@ -6,8 +6,14 @@ import json
 import numpy as np
 import pytest
 
+import invcryo.studies.tilt_study as tilt_study_module
+from invcryo.direct import fbp
+from invcryo.operators import SingleAxisProjector
 from invcryo.studies.cells import StudyFolder, write_table
 from invcryo.studies.incoherence import incoherence_study
+from invcryo.studies.simulated_series import simulated_cell
+from invcryo.studies.tilt_study import METRICS, summary, tilt_study
+from invcryo.window import BandLimited
 
 
 def test_cells_are_computed_once(tmp_path):
@@ -73,3 +79,125 @@ def test_random_sampling_is_incoherent_and_uniform_is_not(tmp_path):
         (uniform,) = by["uniform"]
         for metric in ("peak_sidelobe", "kurtosis"):
             assert max(r[metric] for r in by["random"]) < 0.5 * uniform[metric], (fraction, metric)
+
+
+# -- tilt series --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def cell():
+    return simulated_cell((24, 32, 40), angles_deg=np.arange(-60, 61, 2.0))
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Filtered back-projection of what is there, in place of the iterative methods; counts its calls."""
+    calls = []
+
+    def reconstruct(series, method, lam, settings):
+        calls.append((method, lam, len(series), series.fraction))
+        images = series.images / np.float32(series.fraction)
+        volume = fbp(images, series.angles, volume_shape=(24, *images.shape[1:]))
+        return volume, 0.5 if lam == "auto" else lam
+
+    monkeypatch.setattr(tilt_study_module, "_reconstruct", reconstruct)
+    return calls
+
+
+def test_simulated_cell(cell):
+    series, truth = cell
+    assert truth.shape == (24, 32, 40) and len(series) == 61 and series.images.min() >= 0
+    assert 0.8 < truth.max() < 1 and abs(truth).min() < 0.02
+    # the images are those of the truth, up to what a window of finite support aliases
+    A = SingleAxisProjector(series.angles, BandLimited(), truth.shape, series.images.shape[1:])
+    difference = A(truth) - series.images
+    assert np.linalg.norm(difference) < 0.03 * np.linalg.norm(series.images)
+
+
+def test_study(tmp_path, cell, quick, caplog):
+    series, truth = cell
+    options = {"truth": truth, "fractions": (0.5, 0.03), "methods": ("tv", "sirt"), "seeds": (0, 1)}
+    rows = tilt_study(series, tmp_path / "s", **options)
+    # whole; two fractions, two methods: two masks each of random pixels, once the tilts, in which nothing is random
+    assert len(rows) == 2 + 2 * 2 * (2 + 1) == len(quick)
+    by = {(r["mode"], r["fraction"], r["method"], r["seed"]): r for r in rows}
+    assert (
+        by["tilt", 0.03, "tv", 0]["tilts"] == 2 and "only 2 of 61 tilts" in by["tilt", 0.03, "tv", 0]["note"]
+    )
+    assert "only 2 of 61 tilts" in caplog.text
+    few = by["image", 0.03, "tv", 0]
+    assert few["tilts"] == 61 and few["measured"] == pytest.approx(round(0.03 * 32 * 40) / 1280)
+    for row in rows:
+        assert set(METRICS) <= set(row) and row["data_range"] == pytest.approx(float(np.ptp(truth)))
+        assert (row["held_out"] is None) == (row["mode"] == "full")
+    assert by["full", 1.0, "tv", 0]["psnr"] > by["image", 0.5, "tv", 0]["psnr"] > few["psnr"]
+    # lambda is found for the first mask and kept for the others
+    assert [lam for method, lam, n, f in quick if n == 61 and f < 1] == ["auto", 0.5] * 4
+    for name in ("table.csv", "table.json", "psnr.png", "sections_xz.png", "sections_xy.png", "spectrum.png"):
+        assert (tmp_path / "s" / name).stat().st_size > 0, name
+    # again: nothing is computed; another series is refused
+    assert tilt_study(series, tmp_path / "s", **options, pictures=False) == rows and len(quick) == len(rows)
+    with pytest.raises(ValueError, match="another study, which differs in images"):
+        tilt_study(series.replace(images=series.images * 2), tmp_path / "s", **options)
+    more = tilt_study(series, tmp_path / "s", **{**options, "seeds": (0, 1, 2)}, pictures=False)
+    assert len(more) == len(rows) + 4 == len(quick)
+    means = {(m["mode"], m["fraction"], m["method"]): m for m in summary(more, "psnr")}
+    three = [r["psnr"] for r in more if (r["mode"], r["fraction"], r["method"]) == ("image", 0.5, "tv")]
+    assert means["image", 0.5, "tv"]["mean"] == pytest.approx(np.mean(three))
+    assert means["image", 0.5, "tv"]["sd"] == pytest.approx(np.std(three, ddof=1)) and len(three) == 3
+
+
+def test_study_goes_on_after_a_kill(tmp_path, cell, quick, monkeypatch):
+    series, truth = cell
+    options = {"truth": truth, "fractions": (0.5, 0.2), "electrons": 20.0, "pictures": False}
+    whole = tilt_study(series, tmp_path / "whole", **options)
+    count = len(quick)
+    working = tilt_study_module._reconstruct
+    left = [2]
+
+    def dies(*arguments):
+        if not left[0]:
+            raise KeyboardInterrupt
+        left[0] -= 1
+        return working(*arguments)
+
+    monkeypatch.setattr(tilt_study_module, "_reconstruct", dies)
+    with pytest.raises(KeyboardInterrupt):
+        tilt_study(series, tmp_path / "cut", **options)
+    assert not (tmp_path / "cut" / "table.csv").exists()
+    monkeypatch.setattr(tilt_study_module, "_reconstruct", working)
+    rows = tilt_study(series, tmp_path / "cut", **options)
+    assert len(quick) == 2 * count  # two before, the others after
+    for a, b in zip(rows, whole, strict=True):
+        assert {**a, "seconds": 0} == {**b, "seconds": 0}
+
+
+def test_study_without_truth(tmp_path, cell, quick):
+    """The whole series is its own reference."""
+    series, _ = cell
+    rows = tilt_study(series, tmp_path, fractions=(0.3,), modes=("image",), methods=("sirt",), pictures=False)
+    assert [(r["mode"], r["method"]) for r in rows] == [("full", "tv"), ("full", "sirt"), ("image", "sirt")]
+    assert rows[0]["ssim"] is None and rows[1]["ssim"] == 1 and rows[2]["ssim"] < 0.9
+    with pytest.raises(ValueError, match="'image' or 'tilt'"):
+        tilt_study(series, tmp_path, modes=("both",))
+    with pytest.raises(ValueError, match="at least one"):
+        tilt_study(series, tmp_path, methods=())
+
+
+def test_equal_total_dose(tmp_path, cell, quick):
+    """The electrons of the whole series on half the pixels: less noise in each than at equal dwell time."""
+    series, truth = cell
+    errors = {}
+    for equal_total in (False, True):
+        rows = tilt_study(
+            series,
+            tmp_path / str(equal_total),
+            truth=truth,
+            fractions=(0.2,),
+            modes=("tilt",),
+            electrons=5.0,
+            equal_total=equal_total,
+            pictures=False,
+        )
+        errors[equal_total] = rows[-1]["psnr"]
+    assert errors[True] > errors[False]
