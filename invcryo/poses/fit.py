@@ -225,6 +225,22 @@ class PoseFit:
         flat = np.concatenate([jacobian.real, jacobian.imag, np.zeros((len(rows), 1, 5))], axis=1)
         return split, flat
 
+    def residual_power(self, poses: Poses, amplitude: float = 1.0) -> NDArray:
+        """Mean square of the residuals by shell, as the variance of a pixel of white noise, (shells,).
+
+        For weights: shell i at ``i / max(height, width)`` cycles per pixel, up to the last in use. Of every image at
+        one ``amplitude``.
+        """
+        before, self.amplitudes = self.amplitudes, np.full(len(self), float(amplitude))
+        try:
+            r = self.residual(poses)[:, :-1] ** 2
+        finally:
+            self.amplitudes = before
+        total = r.reshape(len(self), 2, -1).sum(axis=(0, 1))
+        shell = np.rint(self.radii * max(self._projector.image_shape)).astype(int)
+        count = np.bincount(shell, self._projector._multiplicity) * max(len(self), 1)
+        return np.bincount(shell, total) / np.maximum(count, 1e-300)
+
     # -- arrays -------------------------------------------------------------------------------------------
 
     def _derivatives(self, matrices: NDArray, shifts: NDArray, rows: NDArray) -> Derivatives:
