@@ -35,13 +35,13 @@ def environment(threads: int) -> dict[str, str]:
 
 
 class Worker:
-    """A process of ``worker.py``; `ask` sends a request and waits for its answer."""
+    """A process of ``worker.py``, or of another such script; `ask` sends a request and waits for its answer."""
 
-    def __init__(self, python: str, folder: Path, threads: int) -> None:
+    def __init__(self, python: str, folder: Path, threads: int, script: str = "worker.py") -> None:
         # ASPIRE writes a folder of logs wherever it is imported
         self._log = tempfile.TemporaryFile("w+", dir=folder)
         self._process = subprocess.Popen(
-            [python, str(HERE / "worker.py")],
+            [python, str(HERE / script)],
             cwd=folder,
             env=environment(threads),
             stdin=subprocess.PIPE,

@@ -92,15 +92,15 @@ class Worker:
         return {"resolution_angstrom": curve.resolution(0.5, interpolate=True)}
 
 
-def main() -> None:
+def serve(worker: Any) -> None:
+    """Call the methods that the lines of standard input name; each answers with a line."""
     # Whatever an engine prints must not get into the answers.
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
-    worker = Worker()
     for line in sys.stdin:
         request = json.loads(line)
         answers.write(json.dumps(getattr(worker, request.pop("do"))(**request)) + "\n")
 
 
 if __name__ == "__main__":
-    main()
+    serve(Worker())
