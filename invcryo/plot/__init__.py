@@ -8,10 +8,11 @@ from .common import save
 from .curves import convergence, ctf_curve, directional_fsc, fsc_curves, guinier, lcurve, resolution_histogram
 from .images import ctf_image, residuals, thon_rings
 from .maps import local_resolution, map_projections, masked_slices, projections, slices
-from .poses import orientations
+from .poses import angular_errors, orientations, resolution_by_round, shift_errors
 from .tilt import dose_curves, profiles, section_grid, tilt_masks, tpsf, wedge_spectrum
 
 __all__ = [
+    "angular_errors",
     "convergence",
     "ctf_curve",
     "ctf_image",
@@ -27,9 +28,11 @@ __all__ = [
     "profiles",
     "projections",
     "residuals",
+    "resolution_by_round",
     "resolution_histogram",
     "save",
     "section_grid",
+    "shift_errors",
     "slices",
     "thon_rings",
     "tilt_masks",

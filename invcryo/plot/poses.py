@@ -1,19 +1,22 @@
-"""Orientations of the views."""
+"""Orientations of the views, errors and changes of poses, and how a refinement went."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
-from .common import new_axes
+from .common import GREY, new_axes, new_panels, open_frame, style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
     from ..data import Poses
+    from ..metrics.poses import PoseErrors
 
-__all__ = ["orientations"]
+__all__ = ["angular_errors", "orientations", "resolution_by_round", "shift_errors"]
 
 
 def orientations(poses: Poses, *, bins: int = 24, ax: Axes | None = None) -> Axes:
@@ -42,3 +45,106 @@ def orientations(poses: Poses, *, bins: int = 24, ax: Axes | None = None) -> Axe
     ax.set(xticks=range(-180, 181, 60), xlabel="rot (degrees)", ylabel="tilt (degrees, equal area)")
     ax.set_ylim(-1, 1)  # tilt 0, the pole of the z axis, on top
     return ax
+
+
+def angular_errors(errors: Mapping[str, PoseErrors], *, limit: float = 15.0, bins: int = 60) -> NDArray:
+    """Histograms of the errors of rot, tilt and psi, and of the whole rotation, in four panels.
+
+    Parameters
+    ----------
+    errors : mapping of str to PoseErrors
+        For changes rather than errors: those of the start against the refined poses, with the alignment
+        ``PoseAlignment(np.eye(3))``.
+    limit : float
+        Degrees shown on either side; the legend counts what lies beyond in the whole rotation.
+    bins : int
+    """
+    panels = new_panels(1, 4, (12.8, 3.4), sharey=True)[0]
+    for axis, name in enumerate(("rot", "tilt", "psi")):
+        values = {label: e.euler[:, axis] for label, e in errors.items()}
+        _histograms(panels[axis], values, np.linspace(-limit, limit, bins + 1))
+        panels[axis].set_xlabel(f"error of {name} (degrees)")
+    named = {
+        f"{label}: median {np.median(e.angle):.2f}°, {100 * (1 - e.within(limit)):.1f} % beyond": e.angle
+        for label, e in errors.items()
+    }
+    _histograms(panels[3], named, np.linspace(0, limit, bins + 1))
+    panels[3].set_xlabel("angle of the rotation (degrees)")
+    panels[0].set_ylabel("fraction of the views")
+    panels[3].legend(fontsize=7.5, frameon=False, loc="upper right")
+    return panels
+
+
+def shift_errors(errors: Mapping[str, PoseErrors], *, limit: float = 4.0, bins: int = 60) -> NDArray:
+    """Histograms of the errors of the shifts along x and y, in two panels.
+
+    Parameters
+    ----------
+    errors : mapping of str to PoseErrors
+        As for `angular_errors`.
+    limit : float
+        Pixels shown on either side.
+    bins : int
+    """
+    panels = new_panels(1, 2, (8.0, 3.4), sharey=True)[0]
+    edges = np.linspace(-limit, limit, bins + 1)
+    for axis, name in enumerate("xy"):
+        values = {
+            f"{label}: median length {np.median(e.shift_length):.2f} px": e.shift[:, axis]
+            for label, e in errors.items()
+        }
+        _histograms(panels[axis], values, edges)
+        panels[axis].set_xlabel(f"error of the shift along {name} (pixels)")
+    panels[0].set_ylabel("fraction of the views")
+    panels[1].legend(fontsize=7.5, frameon=False, loc="upper right")
+    return panels
+
+
+def resolution_by_round(
+    resolution: Mapping[str, Sequence[float] | ArrayLike],
+    *,
+    limits: Mapping[str, float] | None = None,
+    ax: Axes | None = None,
+) -> Axes:
+    """Resolution of the map after each round of a refinement, finer upwards (Figure 4.11 of Donati 2020).
+
+    Parameters
+    ----------
+    resolution : mapping of str to sequence of float
+        Angstrom after rounds 0, 1, ...; round 0 is the start. Values that are not finite are left out.
+    limits : mapping of str to float, optional
+        Drawn as horizontal lines: the resolution with true poses, Nyquist.
+    """
+    ax = ax if ax is not None else new_axes((6.4, 4.2))
+    open_frame(ax)
+    for i, (label, values) in enumerate(resolution.items()):
+        values = np.asarray(values, float)
+        rounds = np.arange(len(values))
+        good = np.isfinite(values) & (values > 0)
+        ax.plot(rounds[good], 1 / values[good], label=label, marker="o", ms=4, **style(i))
+    for i, (label, value) in enumerate((limits or {}).items()):
+        ax.axhline(1 / value, color=GREY, lw=1.0, ls=("-", ":", "--")[i % 3], label=f"{label}: {value:.3g} Å")
+    ax.set_xlabel("round")
+    ax.xaxis.get_major_locator().set_params(integer=True)
+    ax.set_ylim(bottom=0)
+    ax.set_ylabel("resolution (Å)")
+    low, high = ax.get_ylim()
+    candidates = np.array([1, 1.5, 2, 2.5, 3, 4, 5, 6, 8, 10, 15, 20, 30, 50, 100])
+    shown = [v for v in candidates if low < 1 / v < high]
+    kept: list[float] = []
+    for v in shown:  # labels a fifteenth of the axis apart
+        if not kept or 1 / kept[-1] - 1 / v > (high - low) / 15:
+            kept.append(v)
+    ax.set_yticks([1 / v for v in kept], [f"{v:g}" for v in kept])
+    ax.legend(fontsize=8, frameon=False)
+    return ax
+
+
+def _histograms(ax: Axes, values: Mapping[str, NDArray], edges: NDArray) -> None:
+    open_frame(ax)
+    for i, (label, sample) in enumerate(values.items()):
+        # fractions of all views, also of those that are not shown
+        counts = np.histogram(sample, edges)[0] / max(len(sample), 1)
+        ax.stairs(counts, edges, label=label, **style(i))
+    ax.set_xlim(edges[0], edges[-1])
+    ax.set_ylim(bottom=0)
