@@ -46,6 +46,12 @@ def least_squares(d, **options):
     return LeastSquares(A, data(A.oshape, seed=2).astype(d), **options)
 
 
+def masked(d, shape, A=None, weight=None):
+    rng = np.random.default_rng(9)
+    S = Mask(rng.random(shape) < 0.5, d) if A is None else A
+    return LeastSquares(S, rng.standard_normal(shape).astype(d), weight)
+
+
 LABELS = np.random.default_rng(7).integers(-1, 6, SHAPE)
 WEIGHT = np.array([0.0, 0.7, 1.3, 0.2, 2.0])
 
@@ -95,6 +101,16 @@ TABLE = {
         costs.LeastSquares,
         lambda d: least_squares(d, weight=Diagonal(np.abs(data((3, *SHAPE), seed=6)), d)),
         "gradient quadratic",
+    ),
+    "least-squares-mask": (
+        costs.LeastSquares,
+        lambda d: masked(d, SHAPE),
+        "prox gradient quadratic",
+    ),
+    "least-squares-diagonal": (
+        costs.LeastSquares,
+        lambda d: masked(d, SHAPE, Diagonal(data(seed=6), d), Diagonal(np.abs(data(seed=7)), d)),
+        "prox gradient quadratic",
     ),
     "scaled": (costs.ScaledCost, lambda d: 0.3 * L21(), NORM),
     "scaled-twice": (costs.ScaledCost, lambda d: 2 * (0.3 * L1(WEIGHT)), NORM),
@@ -164,6 +180,8 @@ def test_prox_minimises_and_is_firmly_non_expansive(name, tau, size, dtype):
 
 #: costs of a shape of their own, made for the tiny problem of the brute force
 SMALL = {
+    "least-squares-mask": lambda d: masked(d, (2, 2)),
+    "least-squares-diagonal": lambda d: masked(d, (2, 2), Diagonal(np.array([[1.0, 0.3], [-2.0, 0.0]]), d)),
     "l1-weight": lambda d: L1(np.array([[0.5, 0.0], [2.0, 1.0]])),
     "l1-band": lambda d: L1(np.array([[0.0], [0.8]])),
     "l1-columns": lambda d: L1(np.array([0.3, 1.2])),

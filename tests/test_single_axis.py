@@ -5,7 +5,14 @@ import pytest
 
 from invcryo import kernels
 from invcryo.backend import norm, use
-from invcryo.operators import Projector, RealSpaceProjector, SingleAxisProjector, Toeplitz
+from invcryo.operators import (
+    Diagonal,
+    Mask,
+    Projector,
+    RealSpaceProjector,
+    SingleAxisProjector,
+    Toeplitz,
+)
 from invcryo.operators.single_axis import tilt_poses
 from invcryo.rotation import matrix_from_euler
 from invcryo.testing import check_gram
@@ -138,5 +145,36 @@ def test_lines_are_the_sums_they_say(rng):
     np.testing.assert_allclose(back[..., :7], expected, atol=1e-12)
     assert not back[..., 7:].any()
     real = np.zeros((*fine, 32))
-    points.put_strengths(transfer, real)
-    np.testing.assert_allclose(real[..., :7], np.einsum("przx,rk->zxk", matrix, transfer), atol=1e-12)
+    points.put_strengths(transfer, np.array([2.0, 0.5]), real)
+    expected = np.einsum("przx,rk,p->zxk", matrix, transfer, [2.0, 0.5])
+    np.testing.assert_allclose(real[..., :7], expected, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "axis, volume, image", [("y", (8, 9, 10), None), ("x", (8, 9, 10), (5, 6)), ("z", (8, 9, 10), (12, 13))]
+)
+def test_gram_with_a_mask(axis, volume, image, rng):
+    """``H^H S H`` and the convolution next to it: exact where every image has one weight."""
+    A = SingleAxisProjector([-0.5, 0.1, 0.9], KaiserBessel(), volume, image, axis=axis, dtype=np.float64)
+    mask = rng.random(A.oshape) < 0.3
+    x = rng.standard_normal(volume)
+    assert check_gram(A, Mask(mask, np.float64), x=x) < 1e-13
+    Q = (Mask(mask, np.float64) @ A).gram()
+    mean = A.mean_gram(Mask(mask, np.float64))
+    np.testing.assert_array_equal(Q.nearest_circulant(), mean.nearest_circulant())
+    share = Diagonal(np.broadcast_to(mask.mean(axis=(1, 2))[:, None, None], A.oshape).copy())
+    assert norm(mean(x) - A.gram(share)(x)) < 1e-12 * norm(mean(x))
+    # on average over masks the two are one
+    total = sum(A.gram(Mask(rng.random(A.oshape) < 0.3, np.float64))(x) for _ in range(400)) / 400
+    expected = 0.3 * A.gram()(x)
+    assert norm(total - expected) < 0.1 * norm(expected)
+    assert A.gram(-1.0 * Mask(mask, np.float64)).nearest_circulant().max() <= 0
+    signed = Diagonal(np.where(mask, 1.0, -1.0))
+    assert A.gram(signed).nearest_circulant() is None
+
+
+def test_measured_pixels_from_the_data():
+    data = np.ones((2, 3, 4), np.float32)
+    data[0, 1, 2] = np.nan
+    S = Mask.measured(data)
+    assert S.diagonal.sum() == 23 and S.diagonal[0, 1, 2] == 0

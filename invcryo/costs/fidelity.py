@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..backend import array_module, inner
-from ..operators import LinOp
+from ..operators import Diagonal, Identity, LinOp
 from ..progress import track
 from .base import Cost, Quadratic
 from .normal import NormalSums, Views
@@ -113,6 +113,15 @@ class LeastSquares(Cost):
                 r = view.apply(x) - images
                 total += 0.5 * inner(r, r if W is None else W.apply(r))
         return total / self._views.order
+
+    def _prox(self, z: NDArray, tau: float, out: NDArray) -> None:
+        """Entry by entry, where ``A`` and ``W`` are diagonal: a mask, for one."""
+        d, w = _diagonal(self.A), 1.0 if self.weight is None else _diagonal(self.weight)
+        if d is None or w is None or self._views.order > 1:
+            return super()._prox(z, tau, out)
+        pull = z.dtype.type(tau) * w * d
+        images = self._read(slice(0, self.A.oshape[0]))
+        out[...] = (z + pull * images) / (1 + pull * d)
 
     def gradient(self, x: NDArray) -> NDArray:
         total = array_module(x).zeros(self.A.ishape, self.A.dtype)
@@ -252,6 +261,13 @@ class LeastSquares(Cost):
             "images": sample,
             "chunk size": parts[0].stop,
         }
+
+
+def _diagonal(operator: LinOp) -> Any:
+    """The diagonal of an operator that has nothing else; None where it is not known to be one."""
+    if isinstance(operator, Identity):
+        return 1.0
+    return operator.diagonal if isinstance(operator, Diagonal) else None
 
 
 def _add(total: NormalSums, cost: LeastSquares, part: slice, images: NDArray, rows: NDArray | None) -> None:

@@ -183,18 +183,20 @@ class SortedPoints:
     def __init__(self, axes: NDArray, frequencies: NDArray, fine: tuple[int, ...], dtype: Any) -> None:
         loops = _nufft(axes, work=len(axes) * frequencies.shape[1])
         n, m = len(axes), frequencies.shape[1]
-        self._blocks = (fine[0] // 2 // _BLOCK[0] + 1, -(-fine[1] // _BLOCK[1]), -(-fine[2] // _BLOCK[2]))
+        self._block = _BLOCK
+        blocks = [-(-size // b) for size, b in zip(fine, self._block, strict=True)]
+        self._blocks = (fine[0] // 2 // self._block[0] + 1, blocks[1], blocks[2])
         parts = max(1, min(n, threads(n * m)))
         edges = np.arange(parts + 1) * n // parts
         keys = np.empty((n, m), np.int32)
         counts = np.empty((parts, math.prod(self._blocks)), np.int64)
-        loops.count_points(axes, frequencies, fine, _BLOCK, self._blocks, edges, keys, counts)
+        loops.count_points(axes, frequencies, fine, self._block, self._blocks, edges, keys, counts)
         ends = np.cumsum(counts.T).reshape(counts.T.shape)  # block by block, part by part
         self._starts = np.append(0, ends[:, -1])
         self._places, self._order = np.empty((n * m, 3), dtype), np.empty(n * m, np.int32)
         starts = np.ascontiguousarray(ends.T - counts)
         loops.sort_points(
-            axes, frequencies, fine, _BLOCK, self._blocks, edges, keys, starts, self._places, self._order
+            axes, frequencies, fine, self._block, self._blocks, edges, keys, starts, self._places, self._order
         )
 
     def _shares(self, apart: bool) -> Iterator[tuple[NDArray, NDArray]]:
@@ -212,20 +214,25 @@ class SortedPoints:
             shares = [mine[t::workers] for t in range(workers)]
             yield np.concatenate(shares), np.cumsum([0, *map(len, shares)])
 
-    def spread(self, strengths: NDArray, coefficients: NDArray, margin: int, grid: NDArray) -> None:
-        """Add strengths (n * m,) to a grid with margins, those of points that were replaced as their conjugates."""
+    def spread(
+        self, strengths: NDArray, coefficients: NDArray, margin: int, grid: NDArray, finer: int = 1
+    ) -> None:
+        """Add strengths (n * m,) to a grid with margins, those of points that were replaced as their conjugates.
+
+        ``finer`` is 2 for a grid of twice as many samples per turn.
+        """
         loops = _nufft(strengths, grid, work=strengths.size)
         width = SPREADING[self._places.dtype.name][0]
         for blocks, ends in self._shares(apart=True):
-            loops.spread(grid, margin, _BLOCK, self._blocks, blocks, ends, self._starts, self._places, self._order,
-                         strengths, coefficients, width)  # fmt: skip
+            loops.spread(grid, margin, finer, self._block, self._blocks, blocks, ends, self._starts, self._places,
+                         self._order, strengths, coefficients, width)  # fmt: skip
 
     def interpolate(self, grid: NDArray, coefficients: NDArray, margin: int, values: NDArray) -> None:
         """The transpose of `spread`."""
         loops = _nufft(values, grid, work=values.size)
         width = SPREADING[self._places.dtype.name][0]
         for blocks, ends in self._shares(apart=False):
-            loops.interpolate(grid, margin, _BLOCK, self._blocks, blocks, ends, self._starts, self._places,
+            loops.interpolate(grid, margin, self._block, self._blocks, blocks, ends, self._starts, self._places,
                               self._order, coefficients, width, values)  # fmt: skip
 
 
@@ -270,10 +277,10 @@ class TiltedLines:
             values, self._cells, self._weights, transfer, across, along, grid
         )
 
-    def put_strengths(self, strengths: NDArray, grid: NDArray) -> None:
-        """Add real ``strengths[r, k]`` at point (p, r) of plane k, for every p."""
+    def put_strengths(self, strengths: NDArray, share: NDArray, grid: NDArray) -> None:
+        """Add real ``share[p] strengths[r, k]`` at point (p, r) of plane k."""
         _tilt(grid, work=len(self._cells) * strengths.size).put_strengths(
-            strengths, self._cells, self._weights, grid
+            strengths, share, self._cells, self._weights, grid
         )
 
 

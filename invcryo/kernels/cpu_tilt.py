@@ -177,14 +177,15 @@ def put_lines(values, cells, weights, transfer, across, along, grid):
 
 
 @njit(parallel=True, **_options)
-def put_strengths(strengths, cells, weights, grid):
+def put_strengths(strengths, share, cells, weights, grid):
     for c in prange((strengths.shape[1] + CHUNK - 1) // CHUNK):
         first = np.int64(c) * CHUNK
         last = min(CHUNK, strengths.shape[1] - first)
         numbers = np.zeros(CHUNK, grid.dtype)
         for p in range(cells.shape[0]):
             for r in range(strengths.shape[0]):
-                numbers[:last] = strengths[r, first : first + last]
+                for k in range(last):
+                    numbers[k] = share[p] * strengths[r, first + k]
                 _put(
                     grid, first, cells[p, r, 0], cells[p, r, 1], weights[p, r, 0], weights[p, r, 1], numbers
                 )  # fmt: skip

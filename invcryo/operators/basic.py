@@ -80,6 +80,11 @@ class Mask(Diagonal):
             raise TypeError(f"a mask must be boolean, got {m.dtype}; write mask > 0.5, or use Diagonal")
         super().__init__(m, dtype)
 
+    @classmethod
+    def measured(cls, data: ArrayLike, dtype: Any = np.float32) -> Mask:
+        """Keeps what was measured: NaN marks what was not."""
+        return cls(~np.isnan(np.asarray(data)), dtype)
+
     def _gram(self, W: LinOp | None) -> LinOp:
         return self if W is None else super()._gram(W)
 

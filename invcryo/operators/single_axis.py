@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -13,6 +14,7 @@ from ..backend import fft
 from ..data import Poses
 from ..window import Window
 from .base import Compose, LinOp
+from .basic import Diagonal
 from .fourier import ImageFilter, Toeplitz, _padded_length
 from .nufft import GridWriter, _factors, _fine_size, _gathered, _polynomials, _spread_out
 from .projector import Projector, _shape
@@ -214,8 +216,16 @@ class SingleAxisProjector(Projector):
         """Whether the kernel of the gram has the period of the images along the tilt axis, and covers the volume."""
         return self.separable and self.scale == 1.0 and self._sides[1] >= self.ishape[_AXES[self.axis]]
 
-    def gram_sum(self, W: LinOp | None = None) -> GridWriter | None:
-        return None if W is None and self._periodic else super().gram_sum(W)
+    def gram_sum(self, W: LinOp | None = None, beside: Any | None = None) -> GridWriter | None:
+        if W is None and self._periodic:
+            return None
+        return super().gram_sum(W, beside if isinstance(beside, GridWriter) else None)
+
+    def add_normal(self, y: NDArray, W: LinOp | None, right: Any, kernel: GridWriter) -> None:
+        if isinstance(right, GridWriter):
+            super().add_normal(y, W, right, kernel)
+        else:
+            LinOp.add_normal(self, y, W, right, kernel)
 
     def slice_kernel(self, W: ImageFilter | None = None) -> NDArray:
         return self._planewise_gram().kernel if W is None and self._periodic else super().slice_kernel(W)
@@ -223,9 +233,20 @@ class SingleAxisProjector(Projector):
     def _gram(self, W: LinOp | None) -> LinOp:
         if W is None and self._periodic:
             return self._planewise_gram()
+        if isinstance(W, Diagonal):
+            return _MaskedGram(self, W)
         return super()._gram(W)
 
-    def _planewise_gram(self) -> Toeplitz:
+    def mean_gram(self, W: Diagonal) -> Toeplitz:
+        """``sum_p w_p H_p^H H_p`` with the mean weight of every image: what is next to ``H^H W H`` and has a kernel."""
+        share = W.diagonal.mean(axis=(1, 2), dtype=np.float64)
+        if self._periodic:
+            return self._planewise_gram(share)
+        height, width = self.image_shape
+        flat = np.broadcast_to(share[:, None, None], (len(share), height, width // 2 + 1))
+        return super()._gram(ImageFilter.from_array(flat, self.image_shape, dtype=self.dtype))  # type: ignore[return-value]
+
+    def _planewise_gram(self, share: NDArray | None = None) -> Toeplitz:
         """The kernel by two-dimensional transforms, one for each frequency along the tilt axis."""
         axis = _AXES[self.axis]
         sides = tuple(2 * n - 1 for n in self.ishape)
@@ -236,9 +257,10 @@ class SingleAxisProjector(Projector):
         plane = (padded[lines.plane[0]], padded[lines.plane[1]])
         whole = np.zeros((plane[0], plane[1], along // 2 + 1), self.dtype)
         strengths = lines.transfer**2 / self.dtype.type(across)
+        each = (np.ones(len(self.poses)) if share is None else share).astype(self.dtype)
         for part in lines.parts:
             grid = lines.zeros(part, real=True)
-            lines.points.put_strengths(strengths[:, part], grid)
+            lines.points.put_strengths(strengths[:, part], each, grid)
             kernel = lines.gathered(grid, real=True)[..., : part.stop - part.start]
             whole[..., part] = _even_spectrum(kernel, plane)
         spectrum = np.moveaxis(whole, 2, axis)
@@ -248,6 +270,27 @@ class SingleAxisProjector(Projector):
             mirrored = np.take(spectrum, range((along - 1) // 2, 0, -1), axis=axis)
             full = np.concatenate([spectrum, mirrored], axis=axis)[..., : padded[2] // 2 + 1]
         return Toeplitz.from_spectrum(np.ascontiguousarray(full), self.ishape, tuple(padded))
+
+
+class _MaskedGram(Compose):
+    """``H^H W H`` with a weight for every pixel: no convolution, but near one.
+
+    A random mask acts as its mean and noise on top, so the circulant nearest to the kernel of `mean_gram` is a good
+    preconditioner.
+    """
+
+    def __init__(self, projector: SingleAxisProjector, W: Diagonal) -> None:
+        super().__init__(projector.H, W @ projector)
+        self.projector, self.weight = projector, W
+
+    def nearest_circulant(self) -> NDArray | None:
+        return self._nearest
+
+    @functools.cached_property
+    def _nearest(self) -> NDArray | None:
+        if float(self.weight.diagonal.min()) < 0:
+            return None
+        return self.projector.mean_gram(self.weight).nearest_circulant()
 
 
 class _Lines:
@@ -264,7 +307,7 @@ class _Lines:
         self.shape, self.length = (shape[self.plane[0]], shape[self.plane[1]]), shape[self.axis]
         self.fine = (_fine_size(self.shape[0], A.dtype), _fine_size(self.shape[1], A.dtype))
         across, self.image = A._sides
-        w = 2 * np.pi * np.fft.fftfreq(across)
+        w: NDArray = 2 * np.pi * np.fft.fftfreq(across)
         self.w = (
             2 * np.pi * np.arange((self.image + 1) // 2) / self.image
         )  # all but Nyquist, which is left out
