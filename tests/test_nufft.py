@@ -225,6 +225,27 @@ def test_strengths_that_do_not_fit():
         GridWriter((5, 5, 5), "f8", real=True).add(*planes, np.ones((2, 3), complex))
 
 
+@both_types
+def test_two_sums_at_the_same_points(dtype, rng):
+    """Sorted once for both: the first has the same bits as alone, the other, on another grid, the same values."""
+    axes, w = rng.standard_normal((7, 2, 3)), rng.uniform(-2, 2, (2, 11))
+    s = (rng.standard_normal((7, 11)) + 1j * rng.standard_normal((7, 11))).astype(np.result_type(dtype, "c8"))
+    power = rng.uniform(0, 1, (7, 11)).astype(dtype)
+    alone, alone_power = GridWriter((12, 9, 14), dtype), GridWriter((25, 17, 27), dtype, real=True)
+    alone.add(axes, w, s)
+    alone_power.add(axes, w, power)
+    first = GridWriter((12, 9, 14), dtype)
+    second = GridWriter((25, 17, 27), dtype, real=True, beside=first)
+    first.add_beside(second, axes, w, s, power)
+    second.add(axes, w, power)  # by itself too
+    np.testing.assert_array_equal(first.result(), alone.result())
+    assert relative(second.result(), 2 * alone_power.result()) < 2 * TOLERANCE[dtype]
+    with pytest.raises(ValueError, match="too large to be beside"):
+        GridWriter((26, 17, 27), dtype, real=True, beside=first)
+    with pytest.raises(ValueError, match="not made beside"):
+        first.add_beside(alone_power, axes, w, s, power)
+
+
 def test_the_state_of_a_sum(rng):
     """``total`` is all of it: a copy of it goes on where the first left off."""
     _, points, s = problem((6, 7, 8), "f8", rng)

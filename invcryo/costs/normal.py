@@ -60,7 +60,7 @@ class NormalSums:
         self.energy = 0.0
         self._b = self._centred(views.cosets(A)[0]).adjoint_sum()
         #: None where the operator has no kernel that adds up view by view
-        self._kernel = A.gram_sum(weight)
+        self._kernel = A.gram_sum(weight, self._b)
 
     def _centred(self, A: LinOp) -> LinOp:
         return A if self._views.order == 1 else A.resized(self._centre)
@@ -70,9 +70,10 @@ class NormalSums:
         weighted = images if weight is None else weight.apply(images)
         self.energy += 0.5 * inner(images, weighted)
         for view in self._views.cosets(A):
-            self._centred(view).add_adjoint(weighted, self._b)
-            if self._kernel is not None:
-                view.add_gram(weight, self._kernel)
+            if self._kernel is None:
+                self._centred(view).add_adjoint(weighted, self._b)
+            else:
+                self._centred(view).add_normal(weighted, weight, self._b, self._kernel)
 
     @property
     def state(self) -> dict[str, NDArray]:

@@ -227,14 +227,17 @@ def _corner(key, block, blocks, margin):
 
 
 @njit(parallel=True, **_options)
-def spread(grid, margin, block, blocks, work, ends, starts, places, order, strengths, coefficients, width):
+def spread(
+    grid, margin, finer, block, blocks, work, ends, starts, places, order, strengths, coefficients, width
+):
     real = places.dtype.type
-    half, last = real(width / 2), real(width - 1)
+    half, last, times = real(width / 2), real(width - 1), real(finer)
+    block = (finer * block[0], finer * block[1], finer * block[2])
     for t in prange(ends.size - 1):
         for key in work[ends[t] : ends[t + 1]]:
             z0, y0, x0 = _corner(key, block, blocks, margin)
             for i in range(starts[key], starts[key + 1]):
-                z, y, x = places[i, 0], places[i, 1], places[i, 2]
+                z, y, x = times * places[i, 0], times * places[i, 1], times * places[i, 2]
                 iz, iy, ix = math.ceil(z - half), math.ceil(y - half), math.ceil(x - half)
                 j = order[i]
                 s = np.conj(strengths[~j]) if j < 0 else strengths[j]

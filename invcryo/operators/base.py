@@ -105,12 +105,18 @@ class LinOp:
         """Add ``A^H y`` to a sum made by `adjoint_sum`; what work can wait for its end is left to ``result()``."""
         total.total += self._adjoint(y)
 
-    def gram_sum(self, W: LinOp | None = None) -> Any | None:
+    def gram_sum(self, W: LinOp | None = None, beside: Any | None = None) -> Any | None:
         """The same for `add_gram`: ``result()`` is the kernel of the `Toeplitz` operator ``sum_p A_p^H W_p A_p``.
 
-        None where that is no Toeplitz operator, or its kernel is not made view by view.
+        None where that is no Toeplitz operator, or its kernel is not made view by view. ``beside`` is a sum made by
+        `adjoint_sum`: `add_normal` adds to both.
         """
         return None
+
+    def add_normal(self, y: NDArray, W: LinOp | None, right: Any, kernel: Any) -> None:
+        """`add_adjoint` of images that ``W`` has weighted, and `add_gram`, to two sums made beside each other."""
+        self.add_adjoint(y, right)
+        self.add_gram(W, kernel)
 
     def add_gram(self, W: LinOp | None, total: Any) -> None:
         """Add the kernel of ``A^H W A`` to a sum made by `gram_sum`."""
@@ -301,8 +307,8 @@ class Compose(LinOp):
     def add_adjoint(self, y: NDArray, total: Any) -> None:
         self.right.add_adjoint(self.left._adjoint(y), total)
 
-    def gram_sum(self, W: LinOp | None = None) -> Any | None:
-        return self.right.gram_sum(self.left.gram(W))
+    def gram_sum(self, W: LinOp | None = None, beside: Any | None = None) -> Any | None:
+        return self.right.gram_sum(self.left.gram(W), beside)
 
     def add_gram(self, W: LinOp | None, total: Any) -> None:
         self.right.add_gram(self.left.gram(W), total)

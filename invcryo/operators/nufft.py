@@ -37,9 +37,9 @@ _SLAB = 1 << 19  # entries of the fine grid that are transformed at a time
 class _HalfGrid:
     """Planes 0 to the middle of a fine grid, between margins for the width of the spreading kernel."""
 
-    def __init__(self, shape: tuple[int, ...], dtype: np.dtype) -> None:
+    def __init__(self, shape: tuple[int, ...], dtype: np.dtype, fine: tuple[int, ...] | None = None) -> None:
         self.dtype, self.complex = dtype, np.result_type(dtype, np.complex64)
-        self.fine = tuple(_fine_size(n, dtype) for n in shape)
+        self.fine = tuple(_fine_size(n, dtype) for n in shape) if fine is None else fine
         self.planes = self.fine[0] // 2 + 1
         self._size = (self.planes, *self.fine[1:])
         width, lanes, _ = kernels.SPREADING[dtype.name]
@@ -151,6 +151,8 @@ class GridWriter:
     real : bool
         Whether the strengths ``s`` are real, of type ``dtype``. The result is then even, and takes half the memory,
         and half the time beyond the spreading.
+    beside : GridWriter, optional
+        Another sum, of shape n where this one has at most 2 n + 1 samples, whose `add_beside` then serves both.
 
     Attributes
     ----------
@@ -158,22 +160,50 @@ class GridWriter:
         What `add` adds to, and all that `result` depends on.
     """
 
-    def __init__(self, shape: tuple[int, ...], dtype: Any, *, real: bool = False) -> None:
-        self._shape, self._real = tuple(shape), real
-        self._half = half = _HalfGrid(self._shape, np.dtype(dtype))
+    def __init__(
+        self, shape: tuple[int, ...], dtype: Any, *, real: bool = False, beside: GridWriter | None = None
+    ) -> None:
+        self._shape, self._real, self._beside = tuple(shape), real, beside
+        if beside is None:
+            fine = None
+        elif all(n <= 2 * m + 1 for m, n in zip(beside._shape, self._shape, strict=True)):
+            fine = tuple(2 * n for n in beside._half.fine)
+        else:
+            raise ValueError(f"a sum of shape {self._shape} is too large to be beside one of {beside._shape}")
+        self._half: _HalfGrid = _HalfGrid(self._shape, np.dtype(dtype), fine)
+        half = self._half
         self.total = np.zeros(half.shape, half.dtype if real else half.complex)
 
     def add(self, axes: NDArray, frequencies: NDArray, strengths: NDArray) -> None:
         """Add strengths (n, m) at the points of `GridReader.at`."""
+        self._spread(self._half.sorted(axes, frequencies), axes, frequencies, strengths)
+
+    def add_beside(
+        self, other: GridWriter, axes: NDArray, frequencies: NDArray, strengths: NDArray, others: NDArray
+    ) -> None:
+        """Add strengths here and, at the same points, to a sum that was made beside this one: sorts them once."""
+        if other._beside is not self:
+            raise ValueError("the other sum was not made beside this one")
+        points = self._half.sorted(axes, frequencies)
+        self._spread(points, axes, frequencies, strengths)
+        other._spread(points, axes, frequencies, others, finer=2)
+
+    def _spread(
+        self,
+        points: kernels.SortedPoints,
+        axes: NDArray,
+        frequencies: NDArray,
+        strengths: NDArray,
+        finer: int = 1,
+    ) -> None:
         if strengths.shape != (len(axes), frequencies.shape[1]):
             raise ValueError(
                 f"{len(axes)} planes of {frequencies.shape[1]} points need as many strengths, got {strengths.shape}"
             )
         if self._real and np.iscomplexobj(strengths):
             raise TypeError("this sum takes real strengths: make it with real=False")
-        points = self._half.sorted(axes, frequencies)
         flat = np.ascontiguousarray(strengths, self.total.dtype).reshape(-1)
-        points.spread(flat, _polynomials(self._half.dtype), self._half.margin, self.total)
+        points.spread(flat, _polynomials(self._half.dtype), self._half.margin, self.total, finer)
 
     def result(self) -> NDArray:
         """The sum so far, real (nz, ny, nx)."""

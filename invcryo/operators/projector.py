@@ -198,16 +198,37 @@ class Projector(_Views):
         self._add_images(y, None, total)
 
     def _add_images(self, y: NDArray, filters: ImageFilter | None, total: GridWriter) -> None:
+        for part in self._batches():
+            response = None if filters is None else filters.values(part)
+            total.add(self._axes(part), self._frequencies, self._strengths(y, part, response))
+
+    def _strengths(self, y: NDArray, part: slice, response: NDArray | None) -> NDArray:
+        """What some images add at the points of their slices."""
         pixels = self.image_shape[0] * self.image_shape[1]
         weight = (self._multiplicity * self._transfer / pixels).astype(self.dtype)
-        lib = fft(y)
+        spectra = fft(y).rfft2(y[part])
+        if response is not None:
+            spectra *= np.conj(response)
+        strengths = np.empty((len(spectra), self._index.size), self._complex)
+        kernels.add_slices(spectra, self._index, weight, *self._phases(part), strengths)
+        return strengths
+
+    def add_normal(self, y: NDArray, W: LinOp | None, right: GridWriter, kernel: GridWriter) -> None:
+        self._add_normal(y, None, W, right, kernel)
+
+    def _add_normal(
+        self, y: NDArray, filters: ImageFilter | None, W: LinOp | None, right: GridWriter, kernel: GridWriter
+    ) -> None:
+        factor, weight = _plain(W)
         for part in self._batches():
-            spectra = lib.rfft2(y[part])
-            if filters is not None:
-                spectra *= np.conj(filters.values(part))
-            strengths = np.empty((len(spectra), self._index.size), self._complex)
-            kernels.add_slices(spectra, self._index, weight, *self._phases(part), strengths)
-            total.add(self._axes(part), self._frequencies, strengths)
+            response = None if filters is None else filters.values(part)
+            strengths = self._strengths(y, part, response)
+            power = None if weight is None else weight.values(part)  # type: ignore[attr-defined]
+            if response is not None:
+                own = response.real**2 + response.imag**2 if np.iscomplexobj(response) else response**2
+                power = own if power is None else own * power
+            powers = self._powers(factor, power, len(strengths))
+            right.add_beside(kernel, self._axes(part), self._frequencies, strengths, powers)
 
     def _after(self, left: LinOp) -> Compose:
         return _FilteredProjector(left, self) if isinstance(left, ImageFilter) else super()._after(left)
@@ -344,26 +365,29 @@ class Projector(_Views):
         self.add_gram(W, total)
         return total.result()
 
-    def gram_sum(self, W: LinOp | None = None) -> GridWriter | None:
+    def gram_sum(self, W: LinOp | None = None, beside: GridWriter | None = None) -> GridWriter | None:
         if not isinstance(_plain(W)[1], ImageFilter | None):
             return None
-        return GridWriter(tuple(2 * n - 1 for n in self.ishape), self.dtype, real=True)
+        return GridWriter(tuple(2 * n - 1 for n in self.ishape), self.dtype, real=True, beside=beside)
 
     def add_gram(self, W: LinOp | None, total: GridWriter) -> None:
-        pixels = self.image_shape[0] * self.image_shape[1]
         factor, filters = _plain(W)
-        weight = (factor * self._multiplicity * self._transfer**2 / pixels).astype(self.dtype)
         for part in self._batches():
-            n = part.stop - part.start
-            if filters is None:
-                strengths = np.broadcast_to(weight, (n, weight.size))
-            else:
-                response = filters.values(part)  # type: ignore[attr-defined]
-                if np.iscomplexobj(response):
-                    raise TypeError("the weight of a gram must be a real filter")
-                taken = response.reshape(len(response), -1)[:, self._index]
-                strengths = np.broadcast_to(taken * weight, (n, weight.size))
-            total.add(self._axes(part), self._frequencies, strengths)
+            power = None if filters is None else filters.values(part)  # type: ignore[attr-defined]
+            total.add(
+                self._axes(part), self._frequencies, self._powers(factor, power, part.stop - part.start)
+            )
+
+    def _powers(self, factor: float, power: NDArray | None, n: int) -> NDArray:
+        """What ``n`` views add to the kernel at the points of their slices, for the values of a filter."""
+        pixels = self.image_shape[0] * self.image_shape[1]
+        weight = (factor * self._multiplicity * self._transfer**2 / pixels).astype(self.dtype)
+        if power is None:
+            return np.broadcast_to(weight, (n, weight.size))
+        if np.iscomplexobj(power):
+            raise TypeError("the weight of a gram must be a real filter")
+        taken = power.reshape(len(power), -1)[:, self._index]
+        return np.broadcast_to(taken * weight, (n, weight.size))
 
     def check_gram(
         self,
@@ -414,6 +438,9 @@ class _FilteredProjector(Compose):
 
     def add_adjoint(self, y: NDArray, total: GridWriter) -> None:
         self.right._add_images(y, self.left, total)
+
+    def add_normal(self, y: NDArray, W: LinOp | None, right: GridWriter, kernel: GridWriter) -> None:
+        self.right._add_normal(y, self.left, W, right, kernel)
 
     def pose_vjp(self, x: NDArray, cotangent: NDArray) -> tuple[NDArray, NDArray]:
         """See `Projector.pose_vjp`."""
