@@ -100,7 +100,7 @@ def quick(monkeypatch):
         volume = fbp(images, series.angles, volume_shape=(24, *images.shape[1:]))
         return volume, 0.5 if lam == "auto" else lam
 
-    monkeypatch.setattr(tilt_study_module, "_reconstruct", reconstruct)
+    monkeypatch.setattr(tilt_study_module, "reconstructed", reconstruct)
     return calls
 
 
@@ -152,7 +152,7 @@ def test_study_goes_on_after_a_kill(tmp_path, cell, quick, monkeypatch):
     options = {"truth": truth, "fractions": (0.5, 0.2), "electrons": 20.0, "pictures": False}
     whole = tilt_study(series, tmp_path / "whole", **options)
     count = len(quick)
-    working = tilt_study_module._reconstruct
+    working = tilt_study_module.reconstructed
     left = [2]
 
     def dies(*arguments):
@@ -161,11 +161,11 @@ def test_study_goes_on_after_a_kill(tmp_path, cell, quick, monkeypatch):
         left[0] -= 1
         return working(*arguments)
 
-    monkeypatch.setattr(tilt_study_module, "_reconstruct", dies)
+    monkeypatch.setattr(tilt_study_module, "reconstructed", dies)
     with pytest.raises(KeyboardInterrupt):
         tilt_study(series, tmp_path / "cut", **options)
     assert not (tmp_path / "cut" / "table.csv").exists()
-    monkeypatch.setattr(tilt_study_module, "_reconstruct", working)
+    monkeypatch.setattr(tilt_study_module, "reconstructed", working)
     rows = tilt_study(series, tmp_path / "cut", **options)
     assert len(quick) == 2 * count  # two before, the others after
     for a, b in zip(rows, whole, strict=True):

@@ -9,7 +9,7 @@ import pytest
 
 import invcryo as ic
 from invcryo.io.mrc import write_stack
-from invcryo.io.tilt_checks import contrast_score, fit_axis, line_moments, suspicions
+from invcryo.io.tilt_checks import _binned, contrast_score, fit_axis, line_moments, suspicions
 from invcryo.io.tilt_files import (
     apply_xf,
     read_mdoc,
@@ -361,6 +361,16 @@ def test_line_moments_of_a_pixel():
     bins = np.arange(mass.shape[1]) - mass.shape[1] // 2
     assert mass.sum() == pytest.approx(2) and mass[0] @ bins == pytest.approx(2 * along)
     assert moment.sum() == pytest.approx(2 * (4 * np.sin(np.pi / 6) - 3 * np.cos(np.pi / 6)))
+
+
+@pytest.mark.parametrize("n", [95, 96, 97, 98, 99, 100])
+@pytest.mark.parametrize("factor", [3, 5])
+def test_binning_keeps_the_centre(n, factor):
+    """The mean position of the pixels in the middle bin is the middle pixel, whatever the sides."""
+    ramp = np.arange(n, dtype=float)[None, None, :]
+    small = _binned(ramp, factor, 2)[0, 0]
+    assert small[len(small) // 2] == n // 2 and np.allclose(np.diff(small), factor)
+    assert n - 2 * factor < factor * len(small) <= n
 
 
 @pytest.mark.parametrize("axis", ["x", "y"])

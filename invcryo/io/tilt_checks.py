@@ -170,13 +170,21 @@ def _small(series: TiltSeries) -> tuple[NDArray, int]:
         known = series.mask
         mean = (images * known).sum(axis=(1, 2)) / known.sum(axis=(1, 2))
         images = np.where(known, images, mean[:, None, None])
-    factor = max(1, -(-max(images.shape[1:]) // _SIDE))
+    factor = max(1, -(-max(images.shape[1:]) // _SIDE)) | 1  # odd, so that a block has a middle pixel
     if factor > 1:
-        height, width = (m // factor * factor for m in images.shape[1:])
-        # the crop keeps the middle pixel of the large image near that of the small one
-        images = images[:, :height, :width].reshape(
-            len(images), height // factor, factor, width // factor, factor
-        )
-        images = images.mean(axis=(2, 4))
+        images = _binned(_binned(images, factor, 1), factor, 2)
     border = np.concatenate([images[:, 0], images[:, -1], images[:, :, 0], images[:, :, -1]], axis=1)
     return images - np.median(border, axis=1)[:, None, None], factor
+
+
+def _binned(images: NDArray, factor: int, axis: int) -> NDArray:
+    """Means over ``factor`` (odd) pixels along an axis, the middle one of which is centred on the pixel ``n // 2``."""
+    n, half = images.shape[axis], factor // 2
+    before = (n // 2 - half) // factor
+    after = (n - n // 2 - half - 1) // factor
+    before = min(before, after + 1)
+    after = min(after, before)  # so that the middle of the short axis is its own n // 2
+    start = n // 2 - half - factor * before
+    count = before + 1 + after
+    kept = np.moveaxis(images, axis, -1)[..., start : start + factor * count]
+    return np.moveaxis(kept.reshape(*kept.shape[:-1], count, factor).mean(axis=-1), -1, axis)

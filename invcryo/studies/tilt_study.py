@@ -19,7 +19,7 @@ from ..stet.sampling import Sampling
 from ..window import BandLimited
 from .cells import StudyFolder, write_table
 
-__all__ = ["METRICS", "figures_of_merit", "summary", "tilt_study"]
+__all__ = ["METRICS", "figures_of_merit", "reconstructed", "summary", "tilt_study"]
 
 logger = logging.getLogger(__name__)
 
@@ -121,7 +121,7 @@ def tilt_study(
             part = add_poisson_noise(
                 part, electrons, equal_total=equal_total, full_fraction=sampling.fraction, rng=seed
             )
-        volume, found = _reconstruct(part, method, weight, settings)
+        volume, found = reconstructed(part, method, weight, settings)
         against = volume if target is None else target
         row = {
             "tilts": len(part),
@@ -218,9 +218,10 @@ def summary(rows: Sequence[Mapping[str, Any]], metric: str) -> list[dict[str, An
     ]
 
 
-def _reconstruct(
+def reconstructed(
     series: TiltSeries, method: str, lam: Any, settings: Mapping[str, Any]
 ) -> tuple[NDArray, float | None]:
+    """The map of a series by a method of `reconstruct_series`, and the weight of its regulariser."""
     from ..stet.reconstruction import reconstruct_series
 
     result = reconstruct_series(
