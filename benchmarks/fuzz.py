@@ -208,7 +208,7 @@ def use_mrc(path: Path) -> None:
     stack = attempt(lambda: open_stack(path))
     if stack is not FAILED:
         attempt(lambda: stack[:2])
-        if len(stack) <= 200:
+        if path.suffix in (".mrc", ".mrcs") and len(stack) <= 200:
             attempt(lambda: read_tilt_series(path, angles=np.linspace(-60, 60, len(stack))))
 
 

@@ -21,7 +21,7 @@ from .common import (
 )
 from .fsc import resolution_text
 from .output import OutputFolder, record, write_json
-from .pages import PAGE, end, reconstruct_page
+from .pages import PAGE, end, reconstruct_page, short
 from .pictures import draw, draw_slices
 
 if TYPE_CHECKING:
@@ -121,7 +121,7 @@ def _run(
         page.section("Against the truth, which is known here because the data are simulated")
         page.table(
             [
-                (words, resolution_text(curves[name], 0.5), f"{against_truth[name]['correlation']:.3f}")
+                (words, short(curves[name], 0.5), f"{against_truth[name]['correlation']:.3f}")
                 for name, words in (("map", "total variation"), ("map_noreg", "unregularised"))
             ],
             header=("", "FSC 0.5", "correlation"),

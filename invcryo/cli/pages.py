@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .common import count
-from .fsc import resolution_text
 
 if TYPE_CHECKING:
     from ..metrics import FSC, PostProcess
@@ -92,7 +91,7 @@ def reconstruct_page(
     if result.fsc is not None:
         page.section("Resolution")
         rows = [
-            (name, *(resolution_text(curve, t) for t in (0.143, 0.5)))
+            (name, *(short(curve, t) for t in (0.143, 0.5)))
             for name, curve in (
                 ("unregularised half maps", result.fsc_noreg),
                 ("regularised half maps", result.fsc),
