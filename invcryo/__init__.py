@@ -67,6 +67,7 @@ _WHERE = {
         "Mask",
         "Projector",
         "RealSpaceProjector",
+        "SingleAxisProjector",
         "Stack",
         "Synthesis",
         "Toeplitz",
@@ -96,7 +97,7 @@ _WHERE = {
         "residual_below",
         "run",
     ],
-    "stet": ["image_sampling", "tilt_sampling"],
+    "stet": ["image_sampling", "reconstruct_series", "tilt_sampling"],
     "symmetry": ["point_group", "symmetrise", "symmetry_correlation"],
     "window": ["BandLimited", "KaiserBessel", "Window"],
 }

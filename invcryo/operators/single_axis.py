@@ -329,7 +329,7 @@ class _Lines:
     def _transfer(self, A: SingleAxisProjector, w: NDArray) -> NDArray:
         """`Projector`'s, on all frequencies of an image across the tilt axis, and half of those along."""
         height, width = A.image_shape
-        half = np.zeros(height * (width // 2 + 1))
+        half: NDArray = np.zeros(height * (width // 2 + 1))
         half[A._index] = A._transfer
         half = half.reshape(height, -1)
         if A._image_axis == 0:
