@@ -8,7 +8,7 @@ from .common import save
 from .curves import convergence, ctf_curve, directional_fsc, fsc_curves, guinier, lcurve, resolution_histogram
 from .images import ctf_image, residuals, thon_rings
 from .maps import local_resolution, map_projections, masked_slices, projections, slices
-from .poses import angular_errors, orientations, resolution_by_round, shift_errors
+from .poses import angular_errors, orientations, resolution_by_round, robustness, shift_errors
 from .tilt import dose_curves, profiles, section_grid, tilt_masks, tpsf, wedge_spectrum
 
 __all__ = [
@@ -30,6 +30,7 @@ __all__ = [
     "residuals",
     "resolution_by_round",
     "resolution_histogram",
+    "robustness",
     "save",
     "section_grid",
     "shift_errors",

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from ..data import Poses
     from ..metrics.poses import PoseErrors
 
-__all__ = ["angular_errors", "orientations", "resolution_by_round", "shift_errors"]
+__all__ = ["angular_errors", "orientations", "resolution_by_round", "robustness", "shift_errors"]
 
 
 def orientations(poses: Poses, *, bins: int = 24, ax: Axes | None = None) -> Axes:
@@ -125,7 +125,7 @@ def resolution_by_round(
     for i, (label, value) in enumerate((limits or {}).items()):
         ax.axhline(1 / value, color=GREY, lw=1.0, ls=("-", ":", "--")[i % 3], label=f"{label}: {value:.3g} Å")
     ax.set_xlabel("round")
-    ax.xaxis.get_major_locator().set_params(integer=True)
+    ax.locator_params(axis="x", integer=True)
     ax.set_ylim(bottom=0)
     ax.set_ylabel("resolution (Å)")
     low, high = ax.get_ylim()
@@ -140,11 +140,32 @@ def resolution_by_round(
     return ax
 
 
+def robustness(rows: Sequence[Mapping[str, float]], *, ax: Axes | None = None) -> Axes:
+    """Resolution against the error of the orientations, a line for each scale (Figure 4.2a of Donati 2020).
+
+    Parameters
+    ----------
+    rows : sequence of mapping
+        ``scale``, ``error_deg``, ``resolution_angstrom``, as of `studies.multiscale.angular_error_study`.
+    """
+    ax = ax if ax is not None else new_axes((5.6, 4.2))
+    open_frame(ax)
+    for i, scale in enumerate(sorted({row["scale"] for row in rows})):
+        mine = sorted((r["error_deg"], r["resolution_angstrom"]) for r in rows if r["scale"] == scale)
+        ax.plot(*zip(*mine, strict=True), label=f"s = {scale:g}", marker="o", ms=4, **style(i))
+    ax.set_ylim(bottom=0)
+    ax.set_xlabel("standard deviation of the errors of the angles (degrees)")
+    ax.set_ylabel("resolution, FSC 0.5 against the truth (Å)")
+    ax.legend(fontsize=8, frameon=False)
+    return ax
+
+
 def _histograms(ax: Axes, values: Mapping[str, NDArray], edges: NDArray) -> None:
     open_frame(ax)
     for i, (label, sample) in enumerate(values.items()):
         # fractions of all views, also of those that are not shown
         counts = np.histogram(sample, edges)[0] / max(len(sample), 1)
         ax.stairs(counts, edges, label=label, **style(i))
+        # room for the legend; the panels share this axis
+        ax.set_ylim(0, max(ax.get_ylim()[1] if ax.get_autoscaley_on() is False else 0.0, 1.35 * counts.max()))
     ax.set_xlim(edges[0], edges[-1])
-    ax.set_ylim(bottom=0)

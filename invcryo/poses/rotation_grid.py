@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 from ..rotation import matrix_from_euler
 from ..symmetry import point_group
 
-__all__ = ["RotationGrid", "rotation_grid"]
+__all__ = ["RotationGrid", "rotation_grid", "spiral_views"]
 
 #: Measured for 30 to 100 000 directions: no point of the sphere is further from a direction than this over sqrt(n).
 _COVERING = 2.75
@@ -54,6 +54,13 @@ class RotationGrid:
         return in_plane.reshape(angle.shape + (3, 3)) @ self.views[np.asarray(direction)]
 
 
+def spiral_views(n: int) -> NDArray:
+    """Poses (n, 3, 3) with psi = 0 whose directions lie on a spiral, each with the same area of the sphere."""
+    height = 1 - (2 * np.arange(n) + 1) / n
+    # the tilts about y after rot about z look along (sin tilt cos rot, sin tilt sin rot, cos tilt)
+    return matrix_from_euler(np.arange(n) * _GOLDEN_ANGLE, np.arccos(height), np.zeros(n), degrees=False)
+
+
 def rotation_grid(step_deg: float, group: str | ArrayLike = "C1") -> RotationGrid:
     """Uniform grid of SO(3), or of the part of it that a symmetry leaves.
 
@@ -77,10 +84,7 @@ def rotation_grid(step_deg: float, group: str | ArrayLike = "C1") -> RotationGri
     step = np.deg2rad(step_deg)
     n = int(np.ceil(4 * np.pi / step**2))
     turns = 4 * int(np.ceil(np.pi / 2 / step))
-    height = 1 - (2 * np.arange(n) + 1) / n
-    rot = np.arange(n) * _GOLDEN_ANGLE
-    # the tilts about y after rot about z look along (sin tilt cos rot, sin tilt sin rot, cos tilt)
-    views = matrix_from_euler(rot, np.arccos(height), np.zeros(n), degrees=False)
+    views = spiral_views(n)
     tilt = _COVERING / np.sqrt(n)
     axis = np.array([0.2171, 0.3303, 0.9186])
     apart = axis - copies @ axis
