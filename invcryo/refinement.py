@@ -20,15 +20,24 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.spatial.transform import Rotation
 
 from .checkpoint import Checkpoint
 from .costs import Cost, LeastSquares, Quadratic
 from .data import ParticleStack, Poses
-from .inversion import least_squares_map, penalty_for, regularised_map, supported
+from .inversion import (
+    InterruptedStage,
+    least_squares_map,
+    penalty_for,
+    regularised_map,
+    supported,
+    unless_interrupted,
+)
 from .metrics import FSC, fsc
 from .operators import ImageFilter, LinOp, Projector
 from .operators.nufft import GridReader
 from .poses import STATUS, PoseFit, levenberg_marquardt
+from .poses.rotation_grid import rotation_grid
 from .poses.search import global_search
 from .reconstruction import _support
 from .rotation import geodesic_distance
@@ -59,6 +68,8 @@ class Refinement:
     ----------
     stack : ParticleStack
         With the refined poses.
+    start : Poses
+        Those it began with.
     map : ndarray, (box, box, box)
         Regularised, from all particles.
     half1, half2, half1_noreg, half2_noreg : ndarray or None
@@ -82,6 +93,7 @@ class Refinement:
     """
 
     stack: ParticleStack
+    start: Poses
     map: NDArray
     half1: NDArray | None
     half2: NDArray | None
@@ -167,8 +179,8 @@ def refine(
     window : Window, optional
         Default `KaiserBessel()`.
     checkpoint : Checkpoint or path, optional
-        A folder for the state after each round. A run that was cut short goes on from there, to the same result.
-        Removed at the end.
+        A folder for the state after each round. A run that was cut short, by Ctrl-C too, goes on from there, to the
+        same result. Removed at the end. Without it Ctrl-C returns the best round so far.
     rng : Generator or int
         Of a random split into half sets.
 
@@ -202,14 +214,14 @@ def refine(
             job.round()
             if checkpoint is not None:
                 checkpoint.save(described, job.state())
-    except KeyboardInterrupt:
-        if not job.history:
-            raise
+    except (KeyboardInterrupt, InterruptedStage):
+        if checkpoint is not None or not job.history:
+            raise KeyboardInterrupt from None
         stopped_by = "interrupt"
     result = job.result(stopped_by, begin)
     for note in result.warnings:
         log.warning(note)
-    if checkpoint is not None and stopped_by != "interrupt":
+    if checkpoint is not None:
         checkpoint.remove()
     return result
 
@@ -381,6 +393,8 @@ class _Job:
                 "the images anti-correlate with the reference: are the particles dark? Read them with contrast='dark';"
                 " the reference must be white on black"
             )
+        if self.apart:
+            self._register(readers, cutoff)
         seconds = {"poses": time.perf_counter() - start}
         poses = Poses(self.matrices, self.shifts)
         self.scale = _scale_for(self.box, self.band)
@@ -480,6 +494,35 @@ class _Job:
                 self.matrices[part], self.shifts[part] = found.poses.matrices, found.poses.shifts
                 self.status[part] = found.status
                 self._note(part, found.overlap, found.power)
+
+    def _register(self, readers: list[GridReader], cutoff: float) -> None:
+        """Turn the second half set into the frame of the first, from which it drifts: six numbers, no more.
+
+        Projections of the second map, at views all around, are fitted to the first by one rotation and one shift of
+        the object.
+        """
+        views = Poses(rotation_grid(45.0).views)
+        scale = self._scale_of(readers[1])
+        model = Projector(
+            views, self.window, readers[1].shape, self.stack.image_shape, scale=scale, cutoff=cutoff
+        )
+        fit = PoseFit(readers[0], model.apply(self.maps[1]), window=self.window, cutoff=cutoff, scale=scale)
+        turn, origin = np.eye(3), np.zeros(3)
+        for _ in range(8):
+            matrices = views.matrices @ turn
+            d = fit.derivatives(Poses(matrices, matrices[:, :2] @ origin))
+            # a turn of the object by w is R w in the frame of an image, a shift of it d is (R d)[:2]
+            spread = np.zeros((len(views), 5, 6))
+            spread[:, :3, :3], spread[:, 3:, 3:] = matrices, matrices[:, :2]
+            slope = np.einsum("kia,ki->a", spread, d.gradient)
+            step = -np.linalg.lstsq(
+                np.einsum("kia,kij,kjb->ab", spread, d.hessian, spread), slope, rcond=1e-9
+            )[0]
+            turn = turn @ Rotation.from_rotvec(step[:3]).as_matrix()
+            origin = step[3:] + Rotation.from_rotvec(-step[:3]).apply(origin)
+        rows = self.members[1]
+        self.matrices[rows] = self.matrices[rows] @ turn
+        self.shifts[rows] += self.matrices[rows, :2] @ origin
 
     def _note(self, rows: NDArray, overlap: NDArray, power: NDArray) -> None:
         self.score[rows] = overlap / np.sqrt(np.maximum(power, 1e-300))
@@ -588,6 +631,7 @@ class _Job:
                     max_iter=iterations,
                     progress=False,
                 )
+        unless_interrupted(result)
         c = supported(result.x, support)
         return np.maximum(c, 0) if self.positivity and self.reg != "none" else c
 
@@ -614,7 +658,11 @@ class _Job:
             ]
         curve = fsc(*plain, pixel_size=self.stack.pixel_size, mask=self.soft)
         typical = float(np.median(self.score))
-        no_signal = self.score < max(_NOISE_SCORE, 0.35 * typical)
+        no_signal = (
+            self.score < max(_NOISE_SCORE, 0.35 * typical)
+            if self.history
+            else np.zeros(len(self.score), bool)
+        )
         notes = list(self.notes)
         if no_signal.any():
             notes.append(
@@ -625,6 +673,7 @@ class _Job:
             notes.append("the half sets shared one map while their poses were refined: their FSC is too good")
         return Refinement(
             stack=dataclasses.replace(self.stack, poses=poses),
+            start=self.start,
             map=final,
             half1=regularised[0],
             half2=regularised[1],
@@ -701,9 +750,9 @@ def _lowpassed(volume: NDArray, frequency: float) -> NDArray:
     k = np.fft.fftfreq(n)
     radius = np.sqrt(k[:, None, None] ** 2 + k[None, :, None] ** 2 + np.fft.rfftfreq(n) ** 2)
     edge = np.clip((radius - frequency) * n / 2 + 0.5, 0, 1)
-    return np.fft.irfftn(np.fft.rfftn(volume) * (0.5 + 0.5 * np.cos(np.pi * edge)), s=volume.shape).astype(
-        np.float32
-    )
+    return np.fft.irfftn(
+        np.fft.rfftn(volume) * (0.5 + 0.5 * np.cos(np.pi * edge)), s=volume.shape, axes=(0, 1, 2)
+    ).astype(np.float32)
 
 
 def _scale_for(box: int, band: int) -> float:

@@ -40,6 +40,7 @@ COMMANDS = (
     "convert",
     "simulate",
     "reconstruct",
+    "refine",
     "mask",
     "fsc",
     "postprocess",

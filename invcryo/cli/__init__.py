@@ -25,6 +25,7 @@ from . import (
     mask,
     postprocess,
     reconstruct,
+    refine,
     simulate,
 )
 from .common import (
@@ -140,6 +141,7 @@ def _parser() -> argparse.ArgumentParser:
         convert,
         simulate,
         reconstruct,
+        refine,
         mask,
         fsc,
         postprocess,

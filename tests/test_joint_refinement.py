@@ -1,0 +1,336 @@
+"""Joint refinement of poses and map: what it reaches from rough poses, and what it says of bad input."""
+
+import csv
+import dataclasses
+import json
+import logging
+
+import numpy as np
+import pytest
+from scipy.spatial.transform import Rotation
+
+import invcryo.refinement
+from invcryo.checkpoint import Checkpoint
+from invcryo.data import Poses
+from invcryo.grid import centred_coordinates
+from invcryo.io import read_map, read_particles, read_star, write_map, write_particles
+from invcryo.metrics import fsc
+from invcryo.metrics.poses import PoseAlignment, pose_errors
+from invcryo.operators.nufft import GridReader
+from invcryo.poses import STATUS, PoseFit, levenberg_marquardt
+from invcryo.refinement import refine
+from invcryo.rotation import geodesic_distance, random_rotations
+from invcryo.simulate import simulate_particles
+from invcryo.window import KaiserBessel
+
+N, PIXEL = 32, 3.0
+LOWPASS = 26.0  # angstrom: shell 3.7
+
+
+def molecule(n=N, seed=3):
+    """Blobs of several widths along a walk, without symmetry."""
+    rng = np.random.default_rng(seed)
+    out, centre = np.zeros((n, n, n), np.float32), np.zeros(3)
+    for _ in range(40):
+        step = rng.standard_normal(3)
+        centre = centre + 2.2 * step / np.linalg.norm(step)
+        centre *= min(1.0, 0.26 * n / max(np.linalg.norm(centre), 1e-9))
+        square = sum((x - m) ** 2 for x, m in zip(centred_coordinates(out.shape), centre, strict=True))
+        out += rng.uniform(0.5, 1.0) * np.exp(-0.5 * square / 0.9**2)
+    return out
+
+
+def problem(n=200, seed=0, snr=2.0, error=0.5, shift=1.5, ctf=None):
+    """A stack with rough poses, the true ones, and the true map in the units of the images."""
+    stack = simulate_particles(
+        molecule(), n, PIXEL, snr=snr, shift_px=shift, defocus_angstrom=ctf, rng=seed, voltage_kv=300.0
+    )
+    truth = stack.poses
+    off = np.rad2deg(np.random.default_rng(seed + 99).uniform(-error, error, (3, n)))
+    start = Poses.from_euler_deg(*(np.stack(truth.euler_deg()) + off))
+    images = np.asarray(stack.images[:])
+    return dataclasses.replace(stack, images=images, poses=start), truth, stack.images.truth
+
+
+OPTIONS = {"init_lowpass": LOWPASS, "max_shift": 3.0, "progress": False}
+
+
+def resolved(volume, truth, threshold=0.5):
+    return N * PIXEL / fsc(volume, truth, pixel_size=PIXEL).resolution(threshold)
+
+
+@pytest.fixture(scope="module")
+def done():
+    stack, truth, volume = problem()
+    return stack, truth, volume, refine(stack, volume, **OPTIONS)
+
+
+def test_rough_poses_become_right(done):
+    """The proof of concept of the thesis, small: as good a map as from the true poses."""
+    stack, truth, volume, result = done
+    errors = pose_errors(result.poses, truth)
+    assert np.median(pose_errors(stack.poses, truth).angle) > 15
+    # hardly worse than with the true map from the true poses
+    fit = PoseFit(KaiserBessel().analyze(volume), stack.images)
+    best = pose_errors(levenberg_marquardt(fit, truth).poses, truth)
+    assert np.median(errors.angle) < 1.5 * np.median(best.angle)
+    assert np.quantile(errors.angle, 0.95) < 2 * np.quantile(best.angle, 0.95)
+    assert (np.asarray(errors.angle) < 20).mean() >= 0.99
+    assert np.median(errors.shift_length) < 0.3
+    oracle = refine(dataclasses.replace(stack, poses=truth), volume, max_rounds=0, progress=False)
+    assert resolved(errors.alignment.volume(result.map), volume) >= resolved(oracle.map, volume) - 1
+    assert result.stopped_by == "fsc" and result.status_counts["converged"] > 0.95 * len(stack)
+    assert not result.no_signal.any() and result.half1 is None
+    bands = [h["band"] for h in result.history]
+    assert bands == sorted(bands) and bands[0] == 5 and bands[-1] > 10
+    assert any(h["searched"] > 0 for h in result.history)
+    assert any("too good" in note for note in result.warnings)
+    turns = np.rad2deg(geodesic_distance(stack.poses.matrices, result.poses.matrices))
+    assert np.allclose(result.angle_change, turns)
+
+
+def test_half_sets_stay_apart():
+    """Each with its own map: what happens to one half changes nothing in the other."""
+    stack, truth, volume = problem(n=160, ctf=(9000.0, 14000.0))
+    result = refine(stack, volume, half_maps=True, max_rounds=6, **OPTIONS)
+    first, second = (np.flatnonzero(stack.half == h) for h in (1, 2))
+    for rows in (first, second):
+        errors = pose_errors(result.poses[rows], truth[rows])
+        assert np.median(errors.angle) < 6.0
+    assert np.median(pose_errors(result.poses, truth).angle) < 6.0
+    assert result.fsc.resolution(0.143) < 12.0 and result.half2_noreg.shape == (N, N, N)
+    assert not any("too good" in note for note in result.warnings)
+    images = stack.images.copy()
+    images[second] = images[second][::-1]
+    other = refine(dataclasses.replace(stack, images=images), volume, half_maps=True, max_rounds=1, **OPTIONS)
+    same = refine(stack, volume, half_maps=True, max_rounds=1, **OPTIONS)
+    assert np.array_equal(other.poses.matrices[first], same.poses.matrices[first])
+    assert np.array_equal(other.half1, same.half1) and not np.array_equal(other.half2, same.half2)
+
+
+def test_half_maps_share_a_frame():
+    """The second half is turned into the frame of the first: a rotation and an origin, nothing else."""
+    stack, _, volume = problem(n=20)
+    priors = (np.inf, np.inf)
+    job = invcryo.refinement._Job(
+        stack,
+        volume,
+        None,
+        LOWPASS,
+        "local",
+        True,
+        "C1",
+        "ball",
+        "tv",
+        0.3,
+        True,
+        3.0,
+        priors,
+        None,
+        0,
+        False,
+    )
+    turn, origin = Rotation.from_rotvec([0.05, -0.03, 0.04]).as_matrix(), np.array([0.4, -0.3, 0.2])
+    moved = PoseAlignment(turn, 1, origin).volume(
+        volume
+    )  # its value at r is that of the volume at turn r + origin
+    job.maps = [job.window.analyze(v.astype(np.float32)) for v in (volume, moved)]
+    first, second = job.members
+    before, shifts = job.matrices.copy(), job.shifts.copy()
+    job._register([GridReader(c) for c in job.maps], 0.6)
+    assert np.array_equal(job.matrices[first], before[first])
+    assert np.allclose(job.matrices[second], before[second] @ turn.T, atol=1e-3)
+    expected = shifts[second] - job.matrices[second, :2] @ origin
+    assert np.allclose(job.shifts[second], expected, atol=0.01)
+
+
+def test_from_no_poses_at_all():
+    stack, truth, volume = problem(n=120, snr=4.0)
+    lost = dataclasses.replace(stack, poses=None)
+    with pytest.raises(ValueError, match="no poses"):
+        refine(lost, volume, **OPTIONS)
+    result = refine(
+        lost, volume, search="global", init_lowpass=16.0, max_shift=3.0, max_rounds=5, progress=False
+    )
+    assert (np.asarray(pose_errors(result.poses, truth).angle) < 8).mean() > 0.9
+    assert result.history[0]["searched"] >= 1.0
+
+
+def test_interrupted_and_resumed_is_the_same(tmp_path, monkeypatch):
+    stack, _, volume = problem(n=80)
+    whole = refine(stack, volume, max_rounds=4, **OPTIONS)
+    rounds, plain = [], invcryo.refinement._Job.round
+
+    def stops_in_the_third(self):
+        rounds.append(len(self.history))
+        if len(rounds) == 3:
+            raise KeyboardInterrupt
+        plain(self)
+
+    monkeypatch.setattr(invcryo.refinement._Job, "round", stops_in_the_third)
+    with pytest.raises(KeyboardInterrupt):
+        refine(stack, volume, max_rounds=4, checkpoint=tmp_path, **OPTIONS)
+    assert Checkpoint(tmp_path).path.exists()
+    with pytest.raises(ValueError, match="another job"):
+        refine(stack, volume, max_rounds=4, checkpoint=tmp_path, symmetry="C2", **OPTIONS)
+    resumed = refine(stack, volume, max_rounds=4, checkpoint=tmp_path, **OPTIONS)
+    assert rounds == [0, 1, 2, 2, 3]
+    assert np.array_equal(resumed.poses.matrices, whole.poses.matrices)
+    assert np.array_equal(resumed.map, whole.map) and np.array_equal(resumed.status, whole.status)
+    assert not Checkpoint(tmp_path).path.exists()
+    # without a place to keep the state, what there is is returned
+    rounds.clear()
+    cut = refine(stack, volume, max_rounds=4, **OPTIONS)
+    assert cut.stopped_by == "interrupt" and len(cut.history) == 2
+
+
+def test_noise_is_flagged_and_not_forced(done):
+    stack, _, volume, _ = done
+    rng = np.random.default_rng(1)
+    images = stack.images[:100].copy()
+    junk = np.arange(0, 100, 10)
+    images[junk] = rng.standard_normal((10, N, N)).astype(np.float32)
+    result = refine(dataclasses.replace(stack[:100], images=images), volume, **OPTIONS)
+    assert result.no_signal[junk].sum() >= 9
+    good = np.setdiff1d(np.arange(100), junk)
+    assert result.no_signal[good].sum() <= 2
+    assert any("no better than noise" in note for note in result.warnings)
+
+
+def test_symmetric_particles_are_searched_in_their_asymmetric_unit():
+    """A C2 object from rough poses; errors count symmetric copies as one."""
+    one = molecule(seed=8)
+    two = one + np.roll(one[:, ::-1, ::-1], 1, axis=(1, 2))
+    stack = simulate_particles(two, 120, PIXEL, snr=2.0, shift_px=1.0, defocus_angstrom=None, rng=4)
+    truth = stack.poses
+    off = np.rad2deg(np.random.default_rng(1).uniform(-0.4, 0.4, (3, 120)))
+    start = Poses.from_euler_deg(*(np.stack(truth.euler_deg()) + off))
+    stack = dataclasses.replace(stack, images=np.asarray(stack.images[:]), poses=start)
+    result = refine(stack, two, symmetry="C2", max_rounds=6, **OPTIONS)
+    assert np.median(pose_errors(result.poses, truth, "C2").angle) < 3.0
+    assert (
+        np.corrcoef(result.map.ravel(), np.roll(result.map[:, ::-1, ::-1], 1, axis=(1, 2)).ravel())[0, 1]
+        > 0.95
+    )
+
+
+# -- bad input ------------------------------------------------------------------------------------------------
+
+
+def test_bad_references(done):
+    stack, _, volume, _ = done
+    few = stack[:10]
+    with pytest.raises(ValueError, match=r"shape \(30, 30, 30\).*32 pixels"):
+        refine(few, volume[1:-1, 1:-1, 1:-1], **OPTIONS)
+    with pytest.raises(ValueError, match=r"pixels of 2.5 angstrom, the images of 3"):
+        refine(few, volume, reference_pixel_size=2.5, **OPTIONS)
+    with pytest.raises(ValueError, match="constant"):
+        refine(few, np.ones_like(volume), **OPTIONS)
+    broken = volume.copy()
+    broken[3, 4, 5] = np.nan
+    with pytest.raises(ValueError, match="NaN"):
+        refine(few, broken, **OPTIONS)
+    with pytest.raises(ValueError, match="Nyquist"):
+        refine(few, volume, init_lowpass=5.0)
+    with pytest.raises(ValueError, match="search"):
+        refine(few, volume, search="everywhere")
+
+
+def test_dark_particles_are_told(done):
+    stack, _, volume, _ = done
+    with pytest.raises(ValueError, match="contrast='dark'"):
+        refine(dataclasses.replace(stack[:40], images=-stack.images[:40]), volume, **OPTIONS)
+
+
+def test_a_few_dark_particles_score_low(done):
+    stack, _, volume, _ = done
+    images = stack.images[:80].copy()
+    images[::16] *= -1
+    result = refine(dataclasses.replace(stack[:80], images=images), volume, max_rounds=5, **OPTIONS)
+    dark = np.arange(80) % 16 == 0
+    assert result.score[dark].max() < np.quantile(result.score[~dark], 0.1)
+
+
+def test_an_empty_half_and_a_broken_image(done):
+    stack, _, volume, _ = done
+    few = dataclasses.replace(stack[:20], half=np.ones(20, int))
+    with pytest.raises(ValueError, match=r"\[1\].*both 1 and 2"):
+        refine(few, volume, half_maps=True, **OPTIONS)
+    images = stack.images[:20].copy()
+    images[13, 4, 4] = np.nan
+    with pytest.raises(ValueError, match=r"image 13 .*NaN"):
+        refine(dataclasses.replace(stack[:20], images=images), volume, **OPTIONS)
+    blank = np.zeros_like(images)
+    with pytest.raises(ValueError, match=r"hold nothing|empty"):
+        refine(dataclasses.replace(stack[:20], images=blank), volume, **OPTIONS)
+
+
+def test_poses_all_equal(done):
+    """Nothing breaks, and it is said; the search finds most of them all the same."""
+    stack, truth, volume, _ = done
+    alike = Poses(np.repeat(random_rotations(1, rng=2), 100, axis=0))
+    result = refine(dataclasses.replace(stack[:100], poses=alike), volume, max_rounds=5, **OPTIONS)
+    assert any("same orientation" in note for note in result.warnings)
+    assert np.isfinite(result.map).all() and np.isfinite(result.poses.matrices).all()
+    assert (result.status < len(STATUS)).all() and len(truth) == 200
+
+
+def test_a_reference_of_the_other_hand():
+    """Nothing in the data tells the hand: the answer is the mirror image, as good as the other."""
+    stack, truth, volume = problem(n=120, snr=4.0)
+    mirrored = np.roll(volume[::-1, ::-1, ::-1], 1, axis=(0, 1, 2))
+    result = refine(
+        stack, mirrored, search="global", init_lowpass=12.0, max_shift=3.0, max_rounds=4, progress=False
+    )
+    errors = pose_errors(result.poses, truth)
+    assert errors.alignment.hand == -1 and np.median(errors.angle) < 4.0
+    assert resolved(errors.alignment.volume(result.map), volume) > 8
+
+
+# -- the command ----------------------------------------------------------------------------------------------
+
+
+def test_command(cli, tmp_path, caplog):
+    """Files, RELION's columns, and the table of rounds."""
+    stack, truth, volume = problem(n=90)
+    names = np.array([f"{i:06d}@particles.mrcs" for i in range(1, 91)])
+    table = {"rlnImageName": names, "rlnGroupName": np.array([f"group_{i % 3}" for i in range(90)])}
+    star, ref = tmp_path / "particles.star", tmp_path / "initial.mrc"
+    write_particles(star, dataclasses.replace(stack, table=table), stack_path=tmp_path / "particles.mrcs")
+    write_map(ref, volume, PIXEL)
+    words = (
+        "refine",
+        star,
+        "--ref",
+        ref,
+        "--init-lowpass",
+        LOWPASS,
+        "-o",
+        tmp_path / "run",
+        "--max-shift",
+        3,
+    )
+    with caplog.at_level(logging.CRITICAL):
+        code, out, err = cli(*words, "--half-maps", "--max-rounds", 5, "--json")
+    assert code == 0, err
+    report = json.loads(out)
+    assert report["particles"] == 90 and len(report["rounds"]) == 5 and report["stopped_by"] == "max_rounds"
+    for name in ("map", "half1", "half2", "half1_noreg", "half2_noreg"):
+        written = read_map(tmp_path / "run" / f"{name}.mrc")
+        assert written.data.shape == (N, N, N) and written.pixel_size == pytest.approx(PIXEL)
+    refined = read_particles(tmp_path / "run" / "particles_refined.star")
+    assert np.median(pose_errors(refined.poses, truth).angle) < 5
+    columns = read_star(tmp_path / "run" / "particles_refined.star")["particles"]
+    assert list(columns["rlnGroupName"]) == list(table["rlnGroupName"])
+    assert (np.asarray(refined.half) == stack.half).all()
+    rows = list(csv.DictReader((tmp_path / "run" / "particles.csv").open()))
+    assert len(rows) == 90 and {r["status"] for r in rows} <= set(STATUS)
+    assert len(list(csv.DictReader((tmp_path / "run" / "rounds.csv").open()))) == 5
+    pictures = {p.name for p in (tmp_path / "run").glob("*.png")}
+    assert {"fsc.png", "slices.png", "angle_changes.png", "shift_changes.png", "resolution.png"} <= pictures
+    assert not (tmp_path / "run" / "unfinished.npz").exists()
+    code, _, err = cli("refine", star, "--ref", ref, "--i", star, "-o", tmp_path / "x")
+    assert code == 2 and "once" in err
+    write_map(ref, volume, 2.0)
+    code, _, err = cli("refine", star, "--ref", ref, "-o", tmp_path / "y")
+    assert code == 1 and "2 angstrom" in err
