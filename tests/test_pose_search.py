@@ -272,6 +272,7 @@ def test_refused(rng):
         "keep": {"keep": 9},
         "max_shift": {"max_shift": 16},
         "shift_step": {"shift_step": 0},
+        "too many": {"shift_step": 0.01},
         "step of a grid": {"grid": 0.1},
     }.items():
         with pytest.raises(ValueError, match=match):

@@ -32,8 +32,9 @@ from .rotation_grid import RotationGrid, rotation_grid
 
 __all__ = ["Candidates", "global_search"]
 
-_BATCH = 128  # particles at a time
-_BATCH_PIXELS = 1 << 23  # and pixels of their images
+_BATCH = 128  # particles at a time, at most
+_BATCH_BYTES = 1 << 26  # for their scores on the grid and their harmonics
+_BATCH_PIXELS = 1 << 23  # of their images
 _STENCIL = 6  # rings that a value between two of them is interpolated from
 _EXTENT = 0.8  # diameter of the object over the side of the images, for that interpolation
 _GYRATION = 0.2  # radius of gyration of the object over the side of the images, for what the grid misses
@@ -115,8 +116,8 @@ def global_search(
     shift_step : float, optional
         Pixels; default a third of the shortest period.
     grid : RotationGrid or float
-        Or its step in degrees. The score falls to about half where the edge of an object of radius ``r`` pixels moves
-        by a third of the shortest period: ``grid`` degrees resolve ``band`` up to ``20 side / (band r)``.
+        Or its step in degrees. Over ``19 side / (band r)`` degrees the edge of an object of radius ``r`` pixels moves
+        by a third of the shortest period; twice as coarse a grid still finds poses well above the noise.
     group : str or ndarray (|G|, 3, 3)
         Symmetry of the map: only that part of the rotations is searched, and poses that are symmetric copies count as
         one. Not used where a `RotationGrid` is given, which knows its own.
@@ -132,13 +133,14 @@ def global_search(
 
     Notes
     -----
-    Time goes as particles x directions x shifts x harmonics x (rings / 2 + turns / 2). Memory: 6 bytes per pose of
-    the grid and particle, 128 particles at a time (28 MB at 7.5 degrees), as much again for their harmonics, and the
-    images of a batch.
+    Time goes as particles x directions x shifts x harmonics x (2 rings + turns / 2). Memory: 64 MB for a batch of
+    particles, their images (32 MB) with spectra, and the slices, 8 bytes per direction, ring and harmonic.
 
     On the grid, slices are interpolated between rings, and the length of ``H c`` is summed by shells, which leaves
     out how it changes with the turn under an astigmatic CTF: a start may be ranked wrongly by a few per cent, which
-    is what ``starts`` is for. The scores returned are exact.
+    is what ``starts`` is for. Frequencies whose signal is far above the noise count less there, since the nearest pose
+    of the grid misses more of them than the noise hides: how much less is measured on the first batch. The scores
+    returned are exact, with the weights that were given.
     """
     n = images.shape[0]
     side = max(images.shape[1:])
@@ -158,7 +160,8 @@ def global_search(
     spacing = side / (3 * band) if shift_step is None else shift_step
     shifts = _shift_grid(max_shift, spacing)
     templates = None
-    step = max(1, min(_BATCH, _BATCH_PIXELS // (images.shape[1] * images.shape[2])))
+    each = 6 * len(grid) + 8 * len(shifts) * int(np.pi * (band + 3) ** 2)
+    step = max(1, min(_BATCH, _BATCH_BYTES // each, _BATCH_PIXELS // (images.shape[1] * images.shape[2])))
     parts = [slice(i, min(i + step, n)) for i in range(0, n, step)]
     found = []
     for part in track(parts, "searching poses", unit="batch", show=progress):
@@ -181,6 +184,10 @@ def _shift_grid(radius: float, step: float) -> NDArray:
     line = np.arange(-reach, reach + 1.0) * step
     x, y = np.meshgrid(line, line)
     inside = np.hypot(x, y) <= radius + 0.3 * step * (radius > 0)
+    if inside.sum() > 1 << 16:
+        raise ValueError(
+            f"{inside.sum()} shifts of {step:g} pixels up to {radius:g} are too many for a search"
+        )
     return np.stack([x[inside], y[inside]], axis=1)
 
 
