@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import functools
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -81,8 +83,8 @@ is done. A study that was cut short goes on where it was: give the same command 
 
 
 def add_parser(commands: Any) -> None:
-    parser = new_parser(commands, "stet", _help, "tomography from few electrons", _DESCRIPTION, _EXAMPLES)
-    parser.set_defaults(show_help=parser.print_help)
+    parser = new_parser(commands, "stet", _info, "tomography from few electrons", _DESCRIPTION, _EXAMPLES)
+    parser.set_defaults(run=functools.partial(_help, parser))
     inner = parser.add_subparsers(dest="stet_command", metavar="COMMAND", title="commands", help="what to do")
     _add_info(inner)
     _add_mask(inner)
@@ -92,10 +94,8 @@ def add_parser(commands: Any) -> None:
         add_talking(command)
 
 
-def _help(args: argparse.Namespace, words: Sequence[str], console: Console) -> tuple[int, dict[str, Any]]:
-    import sys
-
-    args.show_help(sys.stderr)
+def _help(parser: argparse.ArgumentParser, *_: Any) -> tuple[int, dict[str, Any]]:
+    parser.print_help(sys.stderr)
     return EXIT_USAGE, {"error": "give a command: info, mask, reconstruct or study"}
 
 
