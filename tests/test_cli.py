@@ -45,6 +45,7 @@ COMMANDS = (
     "fsc",
     "postprocess",
     "local-resolution",
+    "stet",
 )
 SMALL = ("--phantom", "blobs", "-n", "60", "--box", "16", "--pixel-size", "4", "--snr", "2", "--shift", "1")
 

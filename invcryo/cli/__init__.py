@@ -27,6 +27,7 @@ from . import (
     reconstruct,
     refine,
     simulate,
+    stet,
 )
 from .common import (
     EXIT_DONE,
@@ -146,6 +147,7 @@ def _parser() -> argparse.ArgumentParser:
         fsc,
         postprocess,
         local_resolution,
+        stet,
     ):
         module.add_parser(commands)
     for command in commands.choices.values():
