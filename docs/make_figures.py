@@ -19,15 +19,19 @@ import numpy as np
 import invcryo as ic
 from invcryo import plot
 from invcryo.ctf import CTF
+from invcryo.io import TiltSeries
 from invcryo.metrics import (
     directional_fsc,
     fsc,
     local_resolution,
     phase_randomised_fsc,
+    pose_errors,
     postprocess,
     soft_mask,
 )
-from invcryo.simulate import phantom, simulate_particles
+from invcryo.rotation import matrix_from_rotvec
+from invcryo.simulate import cell_phantom, phantom, simulate_particles
+from invcryo.stet import image_sampling, reconstruct_series
 
 FOLDER = Path(__file__).resolve().parent / "figures"
 SIZE = 3.0  # angstrom per pixel
@@ -142,6 +146,49 @@ def micrograph(folder):
     save(plot.thon_rings(image, pixel_size=size, ctf=ctf, box=192), "thon_rings", folder, 80, 24)
 
 
+def poses(folder):
+    """Errors of poses that were moved at random, a tenth of them by far."""
+    rng = np.random.default_rng(4)
+    n = 2000
+    true = ic.Poses(ic.random_rotations(n, rng=rng), rng.normal(0, 2, (n, 2)))
+    turns = np.deg2rad(np.where(rng.random((n, 1)) < 0.1, 40.0, 2.0)) * rng.standard_normal((n, 3))
+    moved = ic.Poses(matrix_from_rotvec(turns) @ true.matrices, true.shifts + rng.normal(0, 0.5, (n, 2)))
+    errors = {"moved": pose_errors(moved, true)}
+    save(plot.angular_errors(errors), "angular_errors", folder, 70)
+    save(plot.shift_errors(errors), "shift_errors", folder, 80)
+
+
+def tilts(folder):
+    """A simulated cell, tilted from -60 to 60 degrees, with a tenth of the pixels measured."""
+    cell = cell_phantom((24, 48, 96))
+    angles = np.deg2rad(np.arange(-60.0, 61.0, 3.0))
+    shape = (len(angles), 48, 96)
+    series = TiltSeries(np.zeros(shape, np.float32), angles)
+    P = ic.Projector(series.poses(), ic.BandLimited(), cell.shape, shape[1:])  # voxels are its coefficients
+    rng = np.random.default_rng(0)
+    clean = P(cell)
+    images = clean + 0.02 * clean.std() * rng.standard_normal(shape).astype(np.float32)
+    sampling = image_sampling(shape, 0.1, kind="line")
+    save(plot.tilt_masks(sampling.full_mask(), np.rad2deg(angles)), "tilt_masks", folder, 80, 8)
+    maps = {"truth": cell}
+    for name, mask, method in (
+        ("all pixels, total variation", None, "tv"),
+        ("a tenth, total variation", sampling.full_mask(), "tv"),
+        ("a tenth, zero-fill", sampling.full_mask(), "zero-fill"),
+    ):
+        maps[name] = reconstruct_series(
+            images, angles, mask=mask, method=method, lam="auto", thickness=24, progress=False
+        ).volume
+    volumes = list(maps.values())
+    grid = plot.section_grid(
+        [[v] for v in volumes], rows=["truth", "all, TV", "10 %, TV", "10 %, zeros"], columns=["xz"]
+    )
+    save(grid, "section_grid", folder)
+    lines = {name: v[12, 24] for name, v in maps.items() if "zero" not in name}
+    save(plot.profiles(lines), "profiles", folder)
+    save(plot.wedge_spectrum(volumes[-1], angles), "wedge_spectrum", folder, 80, 64)
+
+
 def report(folder):
     """The report of the demo, on a screen and on a phone."""
     browser = shutil.which("chromium") or shutil.which("google-chrome")
@@ -186,6 +233,8 @@ def main(argv=None):
     args = parser.parse_args(argv)
     args.output.mkdir(parents=True, exist_ok=True)
     micrograph(args.output)
+    poses(args.output)
+    tilts(args.output)
     truth = reconstruction(args.output)
     validation(truth, args.output)
     if not args.no_report:
