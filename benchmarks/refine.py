@@ -64,6 +64,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--symmetry", default="C1")
     parser.add_argument("--engine", nargs="+", choices=ENGINES, default=list(ENGINES))
     parser.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1))
+    parser.add_argument(
+        "--healpix-order", type=int, default=2, help="of RELION's first grid: 2, its default, 7.5 degrees"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", help="file to write the record to")
     parser.add_argument("--keep", help="folder for the files, which are else removed")
@@ -152,7 +155,7 @@ def command(engine: str, folder: Path, out: Path, options: argparse.Namespace) -
         "--auto_refine", "--split_random_halves", "--i", "relion.star", "--ref", "first.mrc",
         "--o", str(out / "run"), "--ini_high", lowpass,
         "--particle_diameter", f"{0.95 * options.size * problem['pixel_size']:.0f}",
-        "--flatten_solvent", "--zero_mask", "--norm", "--scale", "--oversampling", "1", "--healpix_order", "2",
+        "--flatten_solvent", "--zero_mask", "--norm", "--scale", "--oversampling", "1", "--healpix_order", str(options.healpix_order),
         "--auto_local_healpix_order", "4", "--low_resol_join_halves", "40", "--sym", options.symmetry,
         "--offset_range", f"{options.shift + 1:g}", "--offset_step", "1",
         "--dont_combine_weights_via_disc", "--pool", "30", "--pad", "2", "--j", "1",
