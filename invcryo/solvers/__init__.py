@@ -3,6 +3,7 @@
 from .admm import admm
 from .cg import cg, circulant_preconditioner
 from .driver import NonFiniteError, Result, State, any_of, max_seconds, relative_change, residual_below, run
+from .sirt import sirt
 
 __all__ = [
     "NonFiniteError",
@@ -16,4 +17,5 @@ __all__ = [
     "relative_change",
     "residual_below",
     "run",
+    "sirt",
 ]
