@@ -257,8 +257,8 @@ CASES = {
     ],
     "bias_relu": [Case(lambda x, b: network.bias_relu(x, b, 0.1), (_real(2, 4, 3), _real(3)), h=1e-5)],
     "by_sign": _unary(lambda x: network.by_sign(x, _CODE, 0.1), _real(2, 2, 3, 3)),
-    "unpool2": _unary(lambda x: network.unpool2(x, _CODE, (2, 5, 6, 3), 0.1), _real(2, 2, 3, 3)),
-    "pick2": _unary(lambda x: network.pick2(x, _CODE, 0.1), _real(2, 5, 6, 3)),
+    "unpool2": _unary(lambda x: network.unpool2(x, _CODE, (2, 5, 6, 3)), _real(2, 2, 3, 3)),
+    "pick2": _unary(lambda x: network.pick2(x, _CODE), _real(2, 5, 6, 3)),
     "central_slice": _sliced("central_slice", 6) + _sliced("central_slice", 7, 5, 2.5),
     "slice_adjoint": _sliced("slice_adjoint", 6) + _sliced("slice_adjoint", 8, 6),
     "slice_rotations": [

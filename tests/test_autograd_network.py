@@ -64,7 +64,14 @@ def slow_slice(spectrum, turns, height, radius):
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize(
-    "shape", [(2, 7, 5, 3, 3, 4), (1, 1, 1, 2, 3, 1), (3, 2, 9, 1, 5, 2), (2, 33, 40, 24, 3, 8)]
+    "shape",
+    [
+        (2, 7, 5, 3, 3, 4),
+        (1, 1, 1, 2, 3, 1),
+        (3, 2, 9, 1, 5, 2),
+        (2, 33, 40, 24, 3, 8),
+        (2, 33, 41, 16, 3, 24),
+    ],
 )
 def test_convolutions_equal_windows(shape, dtype, rng):
     n, height, width, channels, kernel, filters = shape
@@ -73,7 +80,7 @@ def test_convolutions_equal_windows(shape, dtype, rng):
     g = rng.standard_normal((n, height, width, filters)).astype(dtype)
     eps = np.finfo(dtype).eps
     exact = np.tensordot(windows(x.astype(float), kernel), w.astype(float), 3)
-    assert np.linalg.norm(kernels.conv(x, w) - exact) <= 20 * eps * np.linalg.norm(exact)
+    assert np.linalg.norm(kernels.conv(x, w) - exact) <= 40 * eps * np.linalg.norm(exact)
     exact = np.tensordot(windows(x.astype(float), kernel), g.astype(float), ((0, 1, 2), (0, 1, 2)))
     mine = kernels.conv_weights(x, g, kernel)
     assert np.linalg.norm(mine - exact) <= 50 * eps * np.linalg.norm(exact) + 50 * eps

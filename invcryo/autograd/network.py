@@ -75,11 +75,9 @@ def pool_bias_relu(x: Any, bias: Any, slope: float = 0.0) -> Var:
     if x.ndim != 4 or bias.shape != x.shape[3:]:
         raise ValueError(f"a bias per channel is needed, got {bias!r} for {x!r}")
     out, code = kernels.pool(x.data, bias.data, slope)
-    return record(
-        out,
-        (x, lambda g: unpool2(g, code, x.shape, slope)),
-        (bias, lambda g: sum_to(by_sign(g, code, slope), bias.shape)),
-    )
+    # the sum before the activation is on the tape by its shape alone: its cotangent, which serves both, is made once
+    before = record(out, (x, lambda g: unpool2(g, code, x.shape)), (bias, lambda g: sum_to(g, bias.shape)))
+    return record(out, (before, lambda g: by_sign(g, code, slope)))
 
 
 @primitive
@@ -89,11 +87,8 @@ def bias_relu(x: Any, bias: Any, slope: float = 0.0) -> Var:
     if bias.shape != x.shape[-1:]:
         raise ValueError(f"a bias per channel is needed, got {bias!r} for {x!r}")
     out, code = kernels.bias_relu(x.data, bias.data, slope)
-    return record(
-        out,
-        (x, lambda g: by_sign(g, code, slope)),
-        (bias, lambda g: sum_to(by_sign(g, code, slope), bias.shape)),
-    )
+    before = record(out, (x, lambda g: g), (bias, lambda g: sum_to(g, bias.shape)))  # as above
+    return record(out, (before, lambda g: by_sign(g, code, slope)))
 
 
 @primitive
@@ -110,16 +105,14 @@ def maxpool2(x: Any) -> Var:
 
 
 @primitive
-def unpool2(g: Any, code: Any, shape: tuple[int, ...], slope: float = 1.0) -> Var:
+def unpool2(g: Any, code: Any, shape: tuple[int, ...]) -> Var:
     """Values back to the places that pooling took them from."""
     (g,) = _reals(g)
-    out = kernels.unpool(g.data, code, slope, shape)
-    return record(out, (g, lambda q: pick2(q, code, slope)))
+    return record(kernels.unpool(g.data, code, shape), (g, lambda q: pick2(q, code)))
 
 
 @primitive
-def pick2(q: Any, code: Any, slope: float = 1.0) -> Var:
+def pick2(q: Any, code: Any) -> Var:
     """Values at the places that pooling took its from: the transpose of `unpool2`."""
     (q,) = _reals(q)
-    out = kernels.pick(q.data, code, slope)
-    return record(out, (q, lambda g: unpool2(g, code, q.shape, slope)))
+    return record(kernels.pick(q.data, code), (q, lambda g: unpool2(g, code, q.shape)))

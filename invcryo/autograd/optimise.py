@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from .. import kernels as core_kernels
 from ..backend import array_module
 from ..kernels import network as kernels
 from .parameters import Parameters
@@ -70,12 +69,13 @@ class Adam(_Moments):
         Where it is not finite nothing is changed: given to the driver as a figure, it ends the run at the last good
         state.
         """
-        g = array_module(self._values).empty_like(self._values)
-        self.parameters.gather(gradients, g, self.part)
-        norm = _norm(g)
+        parts = self.parameters.fitted(gradients, self.part)
+        norm = math.sqrt(sum(_square(g) for _, g in parts))
         if math.isfinite(norm):
             rate, floor = self._size()
-            kernels.adam(self._values, self._mean, self._square, g, rate, self.betas, floor)
+            for place, g in parts:
+                p, m, v = self._values[place], self._mean[place], self._square[place]
+                kernels.adam(p, m, v, g, rate, self.betas, floor)
             self.parameters.changed(self.part)
         return norm
 
@@ -97,7 +97,7 @@ class SparseAdam(_Moments):
             raise ValueError(f"a gradient of {gradient.dtype} for {self.parameters.array(self.part).dtype}")
         xp = array_module(gradient)
         g = xp.ascontiguousarray(gradient).view(self._values.dtype)
-        norm = _norm(g.reshape(-1))
+        norm = math.sqrt(_square(g.reshape(-1)))
         if math.isfinite(norm):
             rate, floor = self._size()
             p, m, v = (a.reshape(shape[0], g.shape[1]) for a in (self._values, self._mean, self._square))
@@ -106,7 +106,8 @@ class SparseAdam(_Moments):
         return norm
 
 
-def _norm(g: Any) -> float:
-    if array_module(g) is np:
-        return math.sqrt(core_kernels.dot(g, g))
-    return math.sqrt(float((g.astype("f8") ** 2).sum()))
+def _square(g: Any) -> float:
+    """``sum g^2`` of a flat array: in its own precision over runs of 65536 entries, these added in double precision."""
+    if array_module(g) is not np:
+        return float((g.astype("f8") ** 2).sum())
+    return math.fsum(float(np.dot(run, run)) for run in np.array_split(g, -(-g.size // 65536)))

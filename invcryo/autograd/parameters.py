@@ -89,21 +89,24 @@ class Parameters:
             assert node is not None
             node.version += 1
 
-    def gather(self, gradients: Any, out: Any, part: str | None = None) -> None:
-        """Gradients nested like ``tree``, or like one part of it, into a vector like that part of ``flat``."""
+    def fitted(self, gradients: Any, part: str | None = None) -> list[tuple[slice, Any]]:
+        """Gradients nested like ``tree``, or like one part of it: flat and real, each with its place in that part."""
         given = dict(_walk(gradients if isinstance(gradients, Mapping) else {"": gradients}))
         prefix = "" if part is None else part + "/" if part not in self._places else part
         names = self.names(part)
         if [prefix + name for name in given] != names:
             raise ValueError(f"gradients of {list(given)} do not fit the parameters {names}")
         start = self.span(part).start
+        out = []
         for name, g in zip(names, given.values(), strict=True):
             place, shape, dtype = self._places[name]
             if g.shape != shape or g.dtype != dtype:
                 raise ValueError(
                     f"the gradient of {name!r} is {g.shape} {g.dtype}, the parameter {shape} {dtype}"
                 )
-            out[place.start - start : place.stop - start].view(dtype).reshape(shape)[...] = g
+            flat = array_module(g).ascontiguousarray(g).reshape(-1).view(self.flat.dtype)
+            out.append((slice(place.start - start, place.stop - start), flat))
+        return out
 
     @property
     def architecture(self) -> str:

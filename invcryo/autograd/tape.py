@@ -38,7 +38,7 @@ _recording: contextvars.ContextVar[bool] = contextvars.ContextVar("invcryo_tape"
 _count = itertools.count()
 #: Every primitive by name: the tests go through them, and the operators of `Var` find theirs.
 PRIMITIVES: dict[str, Callable[..., Var]] = {}
-_PRECISION = {"float32": "single", "complex64": "single", "float64": "double", "complex128": "double"}
+_PRECISION = {"f": "single", "F": "single", "d": "double", "D": "double"}
 
 
 namespace = backend.array_module
@@ -47,7 +47,7 @@ namespace = backend.array_module
 def precision(x: Any) -> str:
     """ "single" or "double"; anything but float32, float64, complex64, complex128 is an error."""
     try:
-        return _PRECISION[x.dtype.name]
+        return _PRECISION[x.dtype.char]
     except KeyError:
         raise TypeError(
             f"the tape holds float32, float64, complex64 and complex128, got {x.dtype}: cast with x.astype(...)"

@@ -17,8 +17,24 @@ _SCRATCH = 1 << 17  # entries
 
 @njit(**_options)
 def _block_rows(rows, width, length):
-    """Image rows per block: as many as the scratch holds, and blocks enough for a few threads."""
-    return max(1, min(_SCRATCH // (width * length), (rows + 3) // 4))
+    """Image rows per block: what the scratch holds; blocks enough for a few threads, of 64 pixels at least."""
+    enough = max((rows + 3) // 4, (63 + width) // width)
+    return max(1, min(_SCRATCH // (width * length), enough))
+
+
+@njit(**_options)
+def _copy(source, start, count, target, place):
+    # unsigned, because an index that may be negative keeps the compiler from copying more than one entry at once
+    i, j = np.uint64(start), np.uint64(place)
+    for c in range(np.uint64(count)):
+        target[j + c] = source[i + c]
+
+
+@njit(**_options)
+def _clear(count, target, place):
+    j = np.uint64(place)
+    for c in range(np.uint64(count)):
+        target[j + c] = 0
 
 
 @njit(**_options)
@@ -35,73 +51,80 @@ def _gather(x, kernel, first, last, scratch):
             target = (row - first) * width * length + dy * run
             if y + dy < reach or y + dy - reach >= height:
                 for _ in range(width):
-                    for c in range(run):
-                        scratch[target + c] = 0
+                    _clear(run, scratch, target)
                     target += length
                 continue
-            source = ((row + dy - reach) * width - reach) * channels
+            source = (row + dy - reach) * width * channels
             for j in range(width):
-                if reach <= j < width - reach:
+                left = max(0, reach - j)
+                right = max(0, j + reach + 1 - width)
+                if left + right == 0 and run < 16:  # shorter than the start of a vector loop
+                    place = source + (j - reach) * channels
                     for c in range(run):
-                        scratch[target + c] = flat[source + c]
+                        scratch[target + c] = flat[place + c]
+                elif left + right == 0:
+                    _copy(flat, source + (j - reach) * channels, run, scratch, target)
                 else:
-                    for dx in range(kernel):
-                        inside = 0 <= j + dx - reach < width
-                        for c in range(dx * channels, (dx + 1) * channels):
-                            scratch[target + c] = flat[source + c] if inside else 0
+                    _clear(left * channels, scratch, target)
+                    inside = max(0, kernel - left - right) * channels
+                    _copy(
+                        flat,
+                        source + (j - reach + left) * channels,
+                        inside,
+                        scratch,
+                        target + left * channels,
+                    )
+                    _clear(right * channels, scratch, target + run - right * channels)
                 target += length
-                source += channels
 
 
 @njit(**_options)
-def _conv_rows(x, weights, kernel, first, last, flat):
+def _conv_blocks(x, weights, kernel, start, stop, step, rows, flat):
     length, filters = weights.shape
     width = x.shape[2]
-    pixels = (last - first) * width
-    scratch = np.empty(pixels * length, x.dtype)
-    _gather(x, kernel, first, last, scratch)
-    part = flat[first * width * filters : last * width * filters].reshape(pixels, filters)
-    np.dot(scratch.reshape(pixels, length), weights, part)
+    scratch = np.empty(step * width * length, x.dtype)
+    for block in range(start, stop):
+        first, last = block * step, min((block + 1) * step, rows)
+        pixels = (last - first) * width
+        _gather(x, kernel, first, last, scratch)
+        part = flat[first * width * filters : last * width * filters].reshape(pixels, filters)
+        np.dot(scratch[: pixels * length].reshape(pixels, length), weights, part)
 
 
 @njit(parallel=True, **_options)
-def conv(x, w, out):
+def conv(x, w, threads, out):
     kernel, filters = w.shape[0], w.shape[3]
     weights = w.reshape(-1, filters)
     flat = out.reshape(-1)
     rows = x.shape[0] * x.shape[1]
     step = _block_rows(rows, x.shape[2], weights.shape[0])
-    for block in prange((rows + step - 1) // step):
-        _conv_rows(x, weights, kernel, block * step, min((block + 1) * step, rows), flat)
-
-
-@njit(**_options)
-def _weights_of_rows(x, flat, kernel, first, last, out):
-    length, filters = out.shape
-    width = x.shape[2]
-    pixels = (last - first) * width
-    scratch = np.empty(pixels * length, x.dtype)
-    _gather(x, kernel, first, last, scratch)
-    right = flat[first * width * filters : last * width * filters].reshape(pixels, filters)
-    np.dot(scratch.reshape(pixels, length).T, right, out)
-
-
-@njit(**_options)
-def _add(total, part):
-    total, part = total.reshape(-1), part.reshape(-1)
-    for k in range(total.size):
-        total[k] += part[k]
+    blocks = (rows + step - 1) // step
+    parts = min(blocks, threads)
+    for part in prange(parts):
+        start, stop = blocks * part // parts, blocks * (part + 1) // parts
+        _conv_blocks(x, weights, kernel, start, stop, step, rows, flat)
 
 
 @njit(**_options)
 def _weights_of_blocks(x, flat, kernel, start, stop, step, rows, total):
     """Of blocks ``start`` to ``stop``, in order."""
-    _weights_of_rows(x, flat, kernel, start * step, min((start + 1) * step, rows), total)
-    if stop > start + 1:
-        one = np.empty_like(total)
-        for block in range(start + 1, stop):
-            _weights_of_rows(x, flat, kernel, block * step, min((block + 1) * step, rows), one)
-            _add(total, one)
+    length, filters = total.shape
+    width = x.shape[2]
+    scratch = np.empty(step * width * length, x.dtype)
+    one = np.empty((length, filters) if stop > start + 1 else (0, 0), x.dtype)
+    for block in range(start, stop):
+        first, last = block * step, min((block + 1) * step, rows)
+        pixels = (last - first) * width
+        _gather(x, kernel, first, last, scratch)
+        left = scratch[: pixels * length].reshape(pixels, length).T
+        right = flat[first * width * filters : last * width * filters].reshape(pixels, filters)
+        if block == start:
+            np.dot(left, right, total)
+        else:
+            np.dot(left, right, one)
+            a, b = total.reshape(-1), one.reshape(-1)
+            for k in range(a.size):
+                a[k] += b[k]
 
 
 @njit(parallel=True, **_options)
@@ -114,6 +137,9 @@ def conv_weights(x, g, out):
     step = _block_rows(rows, x.shape[2], length)
     blocks = (rows + step - 1) // step
     parts = min(blocks, max(2, min(8, (1 << 18) // (length * filters))))
+    if parts == 1:
+        _weights_of_blocks(x, flat, kernel, 0, blocks, step, rows, weights)
+        return
     sums = np.empty((parts, length, filters), x.dtype)
     for part in prange(parts):
         start, stop = blocks * part // parts, blocks * (part + 1) // parts
@@ -168,7 +194,7 @@ def by_sign(g, code, slope, out):
 
 
 @njit(parallel=True, **_options)
-def unpool(g, code, slope, out):
+def unpool(g, code, out):
     images, height, width, channels = g.shape
     tall, wide = out.shape[1], out.shape[2]
     zero = g.dtype.type(0)
@@ -177,10 +203,8 @@ def unpool(g, code, slope, out):
         y = row - b * height
         for j in range(width):
             for c in range(channels):
-                k = code[b, y, j, c]
+                k = code[b, y, j, c] & 3
                 v = g[b, y, j, c]
-                v = v * slope if k >= 4 else v
-                k = k & 3
                 out[b, 2 * y, 2 * j, c] = v if k == 0 else zero
                 out[b, 2 * y, 2 * j + 1, c] = v if k == 1 else zero
                 out[b, 2 * y + 1, 2 * j, c] = v if k == 2 else zero
@@ -192,20 +216,19 @@ def unpool(g, code, slope, out):
 
 
 @njit(parallel=True, **_options)
-def pick(q, code, slope, out):
+def pick(q, code, out):
     images, height, width, channels = out.shape
     for row in prange(images * height):
         b = row // height
         y = row - b * height
         for j in range(width):
             for c in range(channels):
-                k = code[b, y, j, c]
-                i = k & 3
+                i = code[b, y, j, c] & 3
                 v = q[b, 2 * y, 2 * j, c]
                 v = q[b, 2 * y, 2 * j + 1, c] if i == 1 else v
                 v = q[b, 2 * y + 1, 2 * j, c] if i == 2 else v
                 v = q[b, 2 * y + 1, 2 * j + 1, c] if i == 3 else v
-                out[b, y, j, c] = v * slope if k >= 4 else v
+                out[b, y, j, c] = v
 
 
 @njit(parallel=True, **_options)

@@ -105,8 +105,10 @@ def _empty(like: Any, shape: tuple[int, ...], dtype: Any = None) -> Any:
 def conv(x: Any, w: Any) -> Any:
     """``out[b, y, x, f] = sum w[i, j, c, f] x[b, y + i - k // 2, x + j - k // 2, c]``, zeros beyond the border."""
     out = _empty(x, (*x.shape[:3], w.shape[3]))
+    work = out.size * w[..., 0].size // 8
     with one_blas_thread():
-        _twins("conv", x, w, work=out.size * w[..., 0].size // 8).conv(_plain(x), _plain(w), out)
+        twins = _twins(_way(x, w.shape), x, w, work=work)
+        twins.conv(_plain(x), _plain(w), threads(work), out)
     return out
 
 
@@ -115,8 +117,14 @@ def conv_weights(x: Any, g: Any, kernel: int) -> Any:
     out = _empty(x, (kernel, kernel, x.shape[3], g.shape[3]))
     with one_blas_thread():
         work = g.size * out[..., 0].size // 8
-        _twins("conv", x, g, work=work).conv_weights(_plain(x), _plain(g), out)
+        _twins(_way(x, out.shape), x, g, work=work).conv_weights(_plain(x), _plain(g), out)
     return out
+
+
+def _way(x: Any, filters: tuple[int, ...]) -> str:
+    """Winograd's way where there are channels and tiles enough to pay for its transforms, else neighbourhoods."""
+    tiles = x.shape[0] * x.shape[1] * x.shape[2] // 4
+    return "winograd" if filters[0] == 3 and min(filters[2:]) >= 16 and tiles >= 256 else "conv"
 
 
 def pool(x: Any, bias: Any, slope: float) -> tuple[Any, Any]:
@@ -149,17 +157,17 @@ def by_sign(g: Any, code: Any, slope: float) -> Any:
     return out
 
 
-def unpool(g: Any, code: Any, slope: float, shape: tuple[int, ...]) -> Any:
-    """Each value to where the byte says, times ``slope`` where it says so; zeros elsewhere."""
+def unpool(g: Any, code: Any, shape: tuple[int, ...]) -> Any:
+    """Each value to where the byte says; zeros elsewhere."""
     out = _empty(g, shape)
-    _twins("conv", g, code, work=out.size // 2).unpool(_plain(g), code, g.dtype.type(slope), out)
+    _twins("conv", g, code, work=out.size // 2).unpool(_plain(g), code, out)
     return out
 
 
-def pick(q: Any, code: Any, slope: float) -> Any:
+def pick(q: Any, code: Any) -> Any:
     """The transpose of `unpool`."""
     out = _empty(q, code.shape)
-    _twins("conv", q, code, work=q.size // 2).pick(_plain(q), code, q.dtype.type(slope), out)
+    _twins("conv", q, code, work=q.size // 2).pick(_plain(q), code, out)
     return out
 
 
