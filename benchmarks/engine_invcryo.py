@@ -23,7 +23,14 @@ from invcryo._version import __version__
 from invcryo.costs import L21
 from invcryo.ctf import CTF
 from invcryo.data import Poses
-from invcryo.operators import Gradient, ImageFilter, LinOp, Projector, RealSpaceProjector
+from invcryo.operators import (
+    Gradient,
+    ImageFilter,
+    LinOp,
+    Projector,
+    RealSpaceProjector,
+    SingleAxisProjector,
+)
 from invcryo.solvers import cg, circulant_preconditioner
 from invcryo.window import KaiserBessel, Window
 
@@ -53,6 +60,13 @@ def _operators(problem: Problem, window: Window) -> tuple[Projector, LinOp]:
     return projector, ImageFilter.from_ctf(ctf, shape, PIXEL_SIZE, dtype=dtype) @ projector
 
 
+def _tilted(problem: Problem, window: Window) -> LinOp:
+    # the problem turns its views against the sense of our angles
+    angles = -np.arctan2(problem.matrices[:, 0, 2], problem.matrices[:, 0, 0])
+    images = problem.images.shape[1:]
+    return SingleAxisProjector(angles, window, problem.volume.shape, images, dtype=problem.volume.dtype)
+
+
 def _tube(problem: Problem) -> RealSpaceProjector:
     poses, shape = Poses(problem.matrices), problem.volume.shape
     return RealSpaceProjector(poses, KaiserBessel(), shape, dtype=problem.volume.dtype)
@@ -64,6 +78,9 @@ def call(case: str, problem: Problem, variant: str) -> Callable[[], Any]:
         return _tube(problem).gram
     if case == "tv":
         return _total_variation(problem)
+    if case == "tilt":
+        tilted = _tilted(problem, KaiserBessel())
+        return lambda: (tilted(problem.volume), tilted.H(problem.images))
     projector, with_ctf = _operators(problem, KaiserBessel())
     if case.startswith("gram"):
         # the kernel is of the right kind whatever the number of views, and a few are quicker to set up
@@ -76,7 +93,6 @@ def call(case: str, problem: Problem, variant: str) -> Callable[[], Any]:
         "kernel": projector.gram,
         "kernel-ctf": with_ctf.gram,
         "mean": lambda: _mean(with_ctf, problem.images),
-        "tilt": lambda: (projector(problem.volume), projector.H(problem.images)),
     }
     return calls[case]
 
@@ -113,7 +129,8 @@ def answer(case: str, problem: Problem, variant: str) -> NDArray:
     if case.startswith("adjoint"):
         return A.H(problem.images)
     if case == "tilt":
-        return tilt_answer(A(problem.volume), A.H(problem.images))
+        tilted = _tilted(problem, Voxels())
+        return tilt_answer(tilted(problem.volume), tilted.H(problem.images))
     if case == "mean":
         return _mean(A, problem.images)
     return A.gram()(problem.volume)

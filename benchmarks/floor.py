@@ -182,7 +182,7 @@ def _preconditioner(size: int) -> dict[str, Any]:
 
 
 def _tilt(size: int, views: int) -> dict[str, Any]:
-    """Of an evaluation that is separable along the tilt axis, of which ours makes no use."""
+    """Of an evaluation that is separable along the tilt axis, as ours is."""
     nz, ny, nx, rows = size, 2 * size, 2 * size, size  # frequencies 0 to Nyquist along the tilt axis
     fz, fx = (fast_length(math.ceil(UPSAMPLING * n)) for n in (nz, nx))
     points = rows * views * nx

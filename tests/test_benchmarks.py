@@ -269,6 +269,18 @@ def test_compare(benchmarks):
     assert "differs" not in comparison(record(1.0, 0.6, "a"), record(2.0, 0.6, "a"))
 
 
+def test_tilt_series_with_missing_pixels(tmp_path):
+    out = tmp_path / "stet.json"
+    words = (
+        "--size 24 --tilts 8 --reference 40 --limit 40 --repeat 1 --threads 1 --schemes ours plain-1".split()
+    )
+    done = script("stet.py", *words, "--json", out)
+    assert done.returncode == 0, done.stderr
+    record = json.loads(out.read_text())
+    assert 1 <= record["iterations"]["ours"] < (record["iterations"]["plain-1"] or 41)
+    assert len(record["seconds"]["ours"]) == 1
+
+
 def test_memory(tmp_path):
     out = tmp_path / "memory.json"
     done = script("memory.py", "--size", 16, "--particles", 12, 24, "--threads", 1, "--json", out)
