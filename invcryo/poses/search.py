@@ -21,6 +21,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import optimize
 
 from .. import kernels
+from ..backend import fft
 from ..data import Poses
 from ..operators import ImageFilter
 from ..operators.nufft import GridReader
@@ -207,7 +208,7 @@ class _Templates:
         points = np.stack([np.outer(wave, np.cos(angle)), np.outer(wave, np.sin(angle))]).reshape(2, -1)
         half = reader.at(scale * grid.views[:, :2], points).reshape(len(grid.views), rings, -1)
         whole = np.concatenate([half, half.conj()], axis=2)  # the other half plane
-        table = np.fft.fft(whole, axis=2, norm="forward")[:, :, : samples // 2].transpose(2, 1, 0)
+        table = fft(whole).fft(whole, axis=2, norm="forward")[:, :, : samples // 2].transpose(2, 1, 0)
         strength = np.abs(table).max(axis=2)
         strong = strength > _FAINT * strength.max()
         harmonics = int(np.flatnonzero(strong.any(axis=1))[-1]) + 1
