@@ -1,5 +1,6 @@
 """Compiled loops against slow twins, layers, rotations, Adam, training, and what is refused."""
 
+import gc
 import subprocess
 import sys
 
@@ -275,7 +276,7 @@ def test_nan_stops_with_the_last_good_state(where, tmp_path):
 
     seen = []
     saved = Checkpoint(tmp_path, every=0.0)
-    with pytest.raises(NonFiniteError, match=f"{where} = (nan|inf|-inf)") as error:
+    with np.errstate(all="ignore"), pytest.raises(NonFiniteError, match=f"{where} = (nan|inf|-inf)") as error:
         run(
             train(descend(broken, parameters, adam), parameters, {"adam": adam}, batches),
             10,
@@ -286,6 +287,33 @@ def test_nan_stops_with_the_last_good_state(where, tmp_path):
     np.testing.assert_array_equal(error.value.result.x, good.x)
     np.testing.assert_array_equal(parameters.flat, good.x)  # the model itself is still good
     np.testing.assert_array_equal(load_state(saved, {}, parameters).x, good.x)
+
+
+def test_no_object_stays_after_a_step_of_a_network():
+    """Thirty steps with a gradient penalty, through convolutions, pooling and slices, with the collector off."""
+    tree = model().tree
+    volume = ag.leaf(np.random.default_rng(1).standard_normal((8, 8, 8)).astype(np.float32))
+    turns = random_rotations(3, rng=0).astype(np.float32)
+
+    def step():
+        x = slices.image_from_slice(slices.central_slice(slices.volume_spectrum(volume), turns))
+        h = conv_relu_pool(conv_relu(ops.reshape(x, (3, 8, 8, 1)), tree["conv"], 0.1), tree["pooled"], 0.1)
+        score = ops.sum(dense(ops.reshape(h, (3, -1)), tree["dense"]))
+        (slope,) = ag.grad(score, [x], create_graph=True)
+        penalty = ops.squared_norm(ops.sqrt(ops.squared_norm(slope, (1, 2)) + 1e-12) - 1.0)
+        ag.grad(score + penalty, [volume, tree["conv"]["w"]])
+
+    step()
+    gc.collect()
+    gc.disable()
+    try:
+        before = len(gc.get_objects())
+        for _ in range(30):
+            step()
+        after = len(gc.get_objects())
+    finally:
+        gc.enable()
+    assert after <= before + 2 and gc.collect() == 0
 
 
 def test_batches():

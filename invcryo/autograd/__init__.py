@@ -1,6 +1,16 @@
 """Reverse-mode differentiation of any order on NumPy and CuPy arrays, for the learned methods.
 
-Nothing in the core imports it. Every operator of the toolbox becomes differentiable by `apply`.
+Nothing in the core imports it. Every operator of the toolbox becomes differentiable by `apply`, and projectors in their
+poses by `project`.
+
+>>> import numpy as np
+>>> from invcryo import autograd as ag
+>>> from invcryo.operators import Gradient
+>>> x = ag.leaf(np.arange(8.0).reshape(2, 2, 2))
+>>> loss = ag.ops.squared_norm(ag.apply(Gradient(x.shape, dtype=x.dtype), x))
+>>> (slope,) = ag.grad(loss, [x])            # create_graph=True: to be differentiated again
+>>> slope.shape
+(2, 2, 2)
 """
 
 from . import network, ops, slices
