@@ -151,3 +151,32 @@ def test_a_log_that_cannot_be_written_does_not_end_the_run(halves, tmp_path, cap
     words = ["postprocess", *map(str, halves), "-o", str(tmp_path / "post"), "--bfactor", "0"]
     assert main(words) == 0
     assert capsys.readouterr().err.count("no log is written") == 1
+
+
+def test_a_working_folder_that_is_gone(tmp_path, monkeypatch):
+    """It goes into the log and the record of a run, and must not end it."""
+    from invcryo.cli.runlog import working_folder
+
+    assert working_folder() == str(Path.cwd())
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    assert working_folder() is None
+
+
+def test_ctrl_c_within_a_line_of_the_log(tmp_path):
+    """A signal may come while a line is written; the file refuses to be entered twice."""
+    from invcryo.cli.runlog import RunLog
+
+    class Busy:
+        def write(self, text):
+            raise RuntimeError("reentrant call inside BufferedWriter")
+
+    log = RunLog(["x"])
+    log._file = Busy()
+    log.emit(
+        logging.makeLogRecord(
+            {"msg": "interrupted", "levelno": 40, "levelname": "ERROR", "name": "invcryo.cli"}
+        )
+    )

@@ -5,6 +5,8 @@ import html
 import json
 import re
 import shutil
+import subprocess
+import sys
 from html.parser import HTMLParser
 
 import browser
@@ -265,3 +267,18 @@ def test_the_browser_would_tell(tmp_path):
     (phone, screen), complaints = browser.look(page, tmp_path)
     assert (phone["broken"], phone["unnamed"], phone["active"]) == (1, 1, 1)
     assert phone["content"] > 400 and phone["cut"] > 0 and screen["cut"] == 0 and "oh" in complaints
+
+
+@pytest.mark.parametrize("hidden", [False, True])
+def test_matplotlib_is_loaded_in_a_thread(hidden):
+    """Without pyplot; and where it is missing, nothing is said before the pictures."""
+    code = (
+        "import sys; from invcryo.cli.pictures import load_matplotlib_meanwhile as load\n"
+        "assert 'matplotlib' not in sys.modules\n"
+        f"if {hidden}: sys.modules['matplotlib'] = None\n"
+        "load().join(); print(*sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (0, "")
+    loaded = done.stdout.split()
+    assert ("matplotlib.figure" in loaded) is not hidden and "matplotlib.pyplot" not in loaded

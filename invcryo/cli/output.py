@@ -18,7 +18,7 @@ from typing import Any
 
 from .._version import __version__
 from .common import plain
-from .runlog import active_log
+from .runlog import active_log, working_folder
 
 PACKAGES = ("numpy", "scipy", "numba", "pyfftw", "mrcfile", "gemmi", "tqdm")
 OPTIONAL_PACKAGES = ("matplotlib",)
@@ -140,7 +140,7 @@ def record(args: argparse.Namespace, words: Sequence[str], started: float) -> di
     hidden = ("run", "command", "json", "quiet", "debug")
     return {
         "command_line": ["invcryo", *words],
-        "working_folder": os.getcwd(),
+        "working_folder": working_folder(),
         "arguments": {k: v for k, v in sorted(vars(args).items()) if k not in hidden},
         "versions": versions(),
         "platform": platform.platform(),

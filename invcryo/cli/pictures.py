@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +13,20 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from ..reconstruction import Reconstruction
+
+
+def load_matplotlib_meanwhile() -> threading.Thread:
+    """Import what the pictures need in a thread, while images are read and summed in others."""
+
+    def load() -> None:
+        with suppress(ImportError):  # said when the pictures are drawn
+            import matplotlib.backends.backend_agg
+            import matplotlib.figure
+            import matplotlib.legend  # noqa: F401
+
+    thread = threading.Thread(target=load, name="matplotlib", daemon=True)
+    thread.start()
+    return thread
 
 
 def matplotlib_is_there(console: Console) -> bool:

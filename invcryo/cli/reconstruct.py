@@ -32,7 +32,7 @@ from .common import (
 from .fsc import resolution_text
 from .output import OutputFolder, record, write_json
 from .pages import PAGE, end, reconstruct_page
-from .pictures import draw
+from .pictures import draw, load_matplotlib_meanwhile
 
 if TYPE_CHECKING:
     from ..data import ParticleStack
@@ -228,6 +228,7 @@ def run(args: argparse.Namespace, words: Sequence[str], console: Console) -> tup
     with use(threads=args.threads), OutputFolder(args.output, RESULTS, overwrite=args.overwrite) as folder:
         stack = load(args)
         mask = _mask(args.mask, args.pixel_size)
+        load_matplotlib_meanwhile()
         with Interrupts(console) as interrupts:
             result = solve(args, stack, mask, console, folder.path)
         if interrupts.seen:

@@ -14,7 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
-__all__ = ["LOG", "RunLog", "active_log"]
+__all__ = ["LOG", "RunLog", "active_log", "working_folder"]
 
 LOG = "run.log"
 
@@ -83,7 +83,7 @@ class RunLog(logging.Handler):
         shown = ", ".join(f"{name} {v}" for name, v in versions().items() if v is not None)
         return [
             f"# {shlex.join(['invcryo', *self._words])}".replace("\n", "\\n"),
-            f"# in {os.getcwd()}, process {os.getpid()} on {platform.node()}, {platform.platform()}".replace(
+            f"# in {working_folder()}, process {os.getpid()} on {platform.node()}, {platform.platform()}".replace(
                 "\n", "\\n"
             ),
             f"# {shown}",
@@ -97,10 +97,20 @@ class RunLog(logging.Handler):
             self._file.flush()
         except OSError as error:
             self._give_up(error)
+        except RuntimeError:  # Ctrl-C while a line is being written: the message stands on the terminal
+            pass
 
     def _give_up(self, error: OSError) -> None:
         self.close()
         print(f"invcryo: no log is written ({self._path}: {error.strerror})", file=sys.stderr)
+
+
+def working_folder() -> str | None:
+    """The folder of this process, None if it was removed meanwhile."""
+    try:
+        return os.getcwd()
+    except OSError:
+        return None
 
 
 def active_log() -> RunLog | None:
