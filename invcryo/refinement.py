@@ -56,6 +56,7 @@ _WORST = 0.1  # of the particles, that are searched for anyway in these rounds
 _WEAK = 0.75  # amplitude relative to the median below which a particle is an outlier
 _PIXELS = 1 << 23  # of images in memory at a time
 _SAMPLE = 400  # particles from which the noise is measured
+_ODDS = 3.0  # log-likelihood that a pose far away must gain: the best of many is better by chance
 _GAIN = 0.1  # shells by which the FSC must improve
 _NOISE_SCORE = 5.5  # what the best of 10^5 poses reaches on an image of pure noise, in standard deviations
 
@@ -347,7 +348,8 @@ class _Job:
         }
 
     _NUMBERS = ("scale", "band", "best_quality", "idle")
-    _ARRAYS = ("matrices", "shifts", "curve", "status", "score", "amplitude")
+    _KEPT = ("matrices", "shifts", "status", "score", "amplitude")
+    _ARRAYS = (*_KEPT, "curve")
 
     def state(self) -> dict[str, NDArray]:
         out = {name: np.array(getattr(self, name)) for name in self._NUMBERS + self._ARRAYS}
@@ -414,10 +416,9 @@ class _Job:
             self.idle = 0
         elif band == self.band:
             self.idle += 1
-        if quality > self.best_quality:
-            self.best_quality = quality
-            self.best = {"matrices": self.matrices.copy(), "shifts": self.shifts.copy(), "score": self.score.copy(),
-                         "amplitude": self.amplitude.copy(), "status": self.status.copy()}  # fmt: skip
+        if quality > self.best_quality - _GAIN:  # the later of rounds that are as good
+            self.best = {name: getattr(self, name).copy() for name in self._KEPT}
+        self.best_quality = max(quality, self.best_quality)
         changed = np.rad2deg(geodesic_distance(before.matrices, self.matrices))
         report |= {
             "searched": searched / len(self.stack),
@@ -559,7 +560,10 @@ class _Job:
                     scale=self._scale_of(reader),
                     progress=False,
                 )
-                better = found.scores[:, 0] > present + 1e-3
+                odds = (
+                    0.5 * fit.energy * (np.maximum(found.scores[:, 0], 0) ** 2 - np.maximum(present, 0) ** 2)
+                )
+                better = odds > _ODDS
                 rows_moved = part[better]
                 self.matrices[rows_moved] = found.rotations[better, 0]
                 self.shifts[rows_moved] = found.shifts[better, 0]

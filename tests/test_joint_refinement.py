@@ -79,7 +79,7 @@ def test_rough_poses_become_right(done):
     assert np.median(errors.shift_length) < 0.3
     oracle = refine(dataclasses.replace(stack, poses=truth), volume, max_rounds=0, progress=False)
     assert resolved(errors.alignment.volume(result.map), volume) >= resolved(oracle.map, volume) - 1
-    assert result.stopped_by == "fsc" and result.status_counts["converged"] > 0.95 * len(stack)
+    assert result.stopped_by == "fsc" and result.status_counts["converged"] > 0.9 * len(stack)
     assert not result.no_signal.any() and result.half1 is None
     bands = [h["band"] for h in result.history]
     assert bands == sorted(bands) and bands[0] == 5 and bands[-1] > 10

@@ -184,23 +184,22 @@ class PoseFit:
         )
 
     def residual(self, poses: Poses, index: ArrayLike | None = None) -> NDArray:
-        """Weighted residuals (k, 2 m + 1), of which `cost` is half the sum of squares."""
-        return self.residual_and_jacobian(poses, index)[0]
+        """Weighted residuals (k, 2 m + 1), of which `cost` is half the sum of squares, in float64.
 
-    def residual_and_jacobian(self, poses: Poses, index: ArrayLike | None = None) -> tuple[NDArray, NDArray]:
-        """Weighted residuals (k, 2 m + 1) and their derivatives (k, 2 m + 1, 5), in float64.
-
-        Real parts, imaginary parts, and one constant: what the images hold where their filter is zero. The slow twin
-        of `derivatives`.
+        Real parts, imaginary parts, and one constant: what the images hold where their filter is zero.
         """
         rows = self._rows(poses, index)
-        w = self._projector._frequencies
-        R = poses.matrices
+        values = self.reader.at(self._projector.scale * poses.matrices[:, :2], self._projector._frequencies)
+        return self._residual(poses, rows, values.astype(complex))
+
+    def residual_and_jacobian(self, poses: Poses, index: ArrayLike | None = None) -> tuple[NDArray, NDArray]:
+        """`residual` and its derivatives (k, 2 m + 1, 5): the slow twin of `derivatives`."""
+        rows = self._rows(poses, index)
+        w, R = self._projector._frequencies, poses.matrices
         values, slopes = self.reader.with_gradients(self._projector.scale * R[:, :2], w)
         values, slopes = values.astype(complex), self._projector.scale * slopes.astype(complex)
         # q = s R^T (w, 0) moves by s R^T (w x d)
         out_of, right, up = (np.einsum("kmx,kx->km", slopes, R[:, i]) for i in (2, 0, 1))
-        phase = np.exp(-1j * poses.shifts @ w)
         columns = [
             -w[1] * out_of,
             w[0] * out_of,
@@ -208,22 +207,24 @@ class PoseFit:
             -1j * w[0] * values,
             -1j * w[1] * values,
         ]
-        root = np.sqrt(self._power.astype(float))
-        root = root if len(root) == 1 else root[rows]
-        a = self.amplitudes[rows, None]
-        # (F H)^H W y over the root of (F H)^H W (F H) is sqrt(W) y with the sign of F, which the model then lacks
-        seen = np.divide(
-            self._data[rows],
-            root,
-            out=np.zeros(values.shape, complex),
-            where=np.broadcast_to(root > 0, values.shape),
-        )
-        residual = a * root * values * phase - seen
-        lost = np.maximum(self.energy[rows] - (np.abs(seen) ** 2).sum(axis=1), 0.0)
-        jacobian = np.stack([a * root * phase * c for c in columns], axis=-1)
-        split = np.concatenate([residual.real, residual.imag, np.sqrt(lost)[:, None]], axis=1)
+        factor = self._root(rows) * np.exp(-1j * poses.shifts @ w) * self.amplitudes[rows, None]
+        jacobian = np.stack([factor * c for c in columns], axis=-1)
         flat = np.concatenate([jacobian.real, jacobian.imag, np.zeros((len(rows), 1, 5))], axis=1)
-        return split, flat
+        return self._residual(poses, rows, values), flat
+
+    def _residual(self, poses: Poses, rows: NDArray, values: NDArray) -> NDArray:
+        root = self._root(rows)
+        # (F H)^H W y over the root of (F H)^H W (F H) is sqrt(W) y with the sign of F, which the model then lacks
+        there = np.broadcast_to(root > 0, values.shape)
+        seen = np.divide(self._data[rows], root, out=np.zeros(values.shape, complex), where=there)
+        lost = np.maximum(self.energy[rows] - (np.abs(seen) ** 2).sum(axis=1), 0.0)
+        phase = np.exp(-1j * poses.shifts @ self._projector._frequencies)
+        residual = self.amplitudes[rows, None] * root * values * phase - seen
+        return np.concatenate([residual.real, residual.imag, np.sqrt(lost)[:, None]], axis=1)
+
+    def _root(self, rows: NDArray) -> NDArray:
+        root = np.sqrt(self._power.astype(float))
+        return root if len(root) == 1 else root[rows]
 
     def residual_power(self, poses: Poses, amplitude: float = 1.0) -> NDArray:
         """Mean square of the residuals by shell, as the variance of a pixel of white noise, (shells,).
