@@ -7,7 +7,9 @@ from scipy.ndimage import gaussian_filter
 from invcryo.io import read_map, read_tilt_series
 from invcryo.metrics import correlation
 from invcryo.operators import SingleAxisProjector
-from invcryo.window import BandLimited
+from invcryo.stet import image_sampling, reconstruct_series
+from invcryo.studies.real_series import needle
+from invcryo.window import BandLimited, KaiserBessel
 
 pytestmark = pytest.mark.data
 
@@ -55,3 +57,44 @@ def test_back_projection_of_pytom(reference_data):
     assert agreement(1, offsets) > 0.98
     assert agreement(1, 0 * offsets) < 0.96 and agreement(1, -offsets) < 0.92
     assert agreement(-1, offsets) < 0.5
+
+
+def test_vesicle_beats_sirt(vesicle):
+    """Slice-wise SIRT with positivity (100 iterations) reached 0.951 from all tilts, and 0.837 with a missing wedge."""
+    series, truth = vesicle
+    for part, baseline in (
+        (series, 0.951),
+        (series[(series.angles_deg <= 60) | (series.angles_deg >= 120)], 0.837),
+    ):
+        result = reconstruct_series(
+            part.images,
+            part.angles,
+            lam=0.03,
+            window=KaiserBessel(1.25, 4.0),  # wider ones cannot follow the edges of its voxels
+            tolerance=3e-3,
+            progress=False,
+        )
+        assert correlation(result.volume, truth) > baseline
+
+
+def test_needle_from_part_of_its_pixels(reference_data):
+    """A raw series: its axis estimated and straightened; 30 % of its pixels give the map of all of them."""
+    series = needle(reference_data / "stet-haadf-needle")
+    assert series.in_plane_angle == 0 and not series.shifts.any() and series.axis == "x"
+    lam = 3e4
+    full = reconstruct_series(
+        series.images, series.angles, mask=series.mask, lam=lam, axis="x", thickness=40, progress=False
+    ).volume
+    # round cross sections that shrink towards the tip, as by other means
+    radius = []
+    for x in (20, 30, 40, 50):
+        section = full[:, :, x] > 0.5 * full[:, :, x].max()
+        extent = [np.ptp(np.flatnonzero(section.any(axis=a))) + 1 for a in (0, 1)]
+        assert max(extent) <= 1.25 * min(extent)
+        radius.append(np.sqrt(section.sum() / np.pi))
+    assert radius == sorted(radius, reverse=True) and radius[-1] < 0.8 * radius[0]
+    part = image_sampling(series.images.shape, 0.3, rng=0).apply(series)
+    few = reconstruct_series(
+        part.images, part.angles, mask=part.mask, lam=0.5 * lam, axis="x", thickness=40, progress=False
+    ).volume
+    assert correlation(few, full) > 0.99
