@@ -74,7 +74,9 @@ _WHERE = {
         "Wavelet",
         "ZeroPad",
     ],
+    "poses": ["PoseFit", "gradient_descent", "levenberg_marquardt"],
     "reconstruction": ["Reconstruction", "forward_model", "reconstruct"],
+    "refinement": ["Refinement", "refine"],
     "rotation": [
         "align_rotations",
         "euler_from_matrix",
