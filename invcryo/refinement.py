@@ -206,20 +206,16 @@ def refine(
     if checkpoint is not None and (saved := checkpoint.load(described)) is not None:
         job.restore(saved)
         log.info("going on after round %d", len(job.history))
-    stopped_by = "max_rounds"
     try:
-        while len(job.history) < max_rounds:
-            if job.ended:
-                stopped_by = "fsc"
-                break
+        while not job.ended and len(job.history) < max_rounds:
             job.round()
             if checkpoint is not None:
                 checkpoint.save(described, job.state())
+        result = job.result("fsc" if job.ended else "max_rounds", begin)
     except (KeyboardInterrupt, InterruptedStage):
         if checkpoint is not None or not job.history:
             raise KeyboardInterrupt from None
-        stopped_by = "interrupt"
-    result = job.result(stopped_by, begin)
+        result = job.result("interrupt", begin)
     for note in result.warnings:
         log.warning(note)
     if checkpoint is not None:
@@ -653,7 +649,11 @@ class _Job:
 
         final = voxels(self._map(whole, len(self.stack), self.maps[0], iterations=25))
         support = self._support(whole.b.shape, 1.0)
-        plain = [voxels(supported(least_squares_map(q, support, progress=False).x, support)) for q in halves]
+        plain = []
+        for q in halves:
+            solved = least_squares_map(q, support, progress=False)
+            unless_interrupted(solved)
+            plain.append(voxels(supported(solved.x, support)))
         regularised: list[NDArray | None] = [None, None]
         if self.apart:
             regularised = [
