@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from .cells import write_table
 from .simulated_series import simulated_cell
@@ -25,6 +26,7 @@ def random_pixels_against_tilts(
     fractions: Sequence[float] = (0.5, 0.1, 0.03),
     seeds: Sequence[int] = (0, 1, 2, 3, 4),
     electrons: float | None = 100.0,
+    angles_deg: ArrayLike | None = None,
     **options: Any,
 ) -> list[dict[str, Any]]:
     """Random image-downsampling against uniform tilt-downsampling at equal dose, both reconstructed with TV.
@@ -34,7 +36,9 @@ def random_pixels_against_tilts(
     folder : path-like
         Of the results; ``profiles.png`` shows a line through the middle, ``comparison.csv`` the differences.
     shape : (nz, ny, nx)
-        Of the cell; 141 tilts from -70 to 70 degrees.
+        Of the cell.
+    angles_deg : array_like, optional
+        Tilts; by default 141 from -70 to 70 degrees.
     electrons : float, optional
         Detected per pixel on average, so that both ways have seeds; None for no noise.
     **options
@@ -47,7 +51,15 @@ def random_pixels_against_tilts(
         ``sd`` (of one seed's value, the larger of the two), ``seeds``.
     """
     return _compare(
-        folder, shape, fractions, seeds, electrons, modes=("image", "tilt"), methods=("tv",), options=options
+        folder,
+        shape,
+        fractions,
+        seeds,
+        electrons,
+        angles_deg,
+        modes=("image", "tilt"),
+        methods=("tv",),
+        options=options,
     )
 
 
@@ -58,6 +70,7 @@ def one_step_against_two(
     fractions: Sequence[float] = (0.5, 0.2),
     seeds: Sequence[int] = (0, 1, 2, 3, 4),
     electrons: float | None = 100.0,
+    angles_deg: ArrayLike | None = None,
     **options: Any,
 ) -> list[dict[str, Any]]:
     """The reconstruction from the measured pixels against inpainting the images first (Saghi et al. 2015), with TV.
@@ -70,6 +83,7 @@ def one_step_against_two(
         fractions,
         seeds,
         electrons,
+        angles_deg,
         modes=("image",),
         methods=("tv", "two-step"),
         options=options,
@@ -82,12 +96,13 @@ def _compare(
     fractions: Sequence[float],
     seeds: Sequence[int],
     electrons: float | None,
+    angles_deg: ArrayLike | None,
     *,
     modes: Sequence[str],
     methods: Sequence[str],
     options: dict[str, Any],
 ) -> list[dict[str, Any]]:
-    series, truth = simulated_cell(shape)
+    series, truth = simulated_cell(shape, angles_deg=angles_deg)
     rows = tilt_study(
         series,
         folder,
