@@ -40,6 +40,7 @@ _WHERE = {
     ],
     "ctf": ["CTF", "electron_wavelength"],
     "data": ["ParticleStack", "Poses"],
+    "direct": ["direct_fourier", "direct_reconstruction", "fbp", "wbp"],
     "inversion": ["PENALTIES", "least_squares_map", "regularised_map"],
     "io": [
         "Map",

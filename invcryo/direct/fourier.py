@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ..backend import inner
 from ..costs import Quadratic
 from ..grid import shell_index
 from ..inversion import FLOOR, mean_eigenvalue
@@ -39,7 +38,8 @@ def direct_fourier(data: Quadratic, weight: ArrayLike | None = None) -> NDArray:
     are iterated to the point where density times weights is 1 on average over the box; for this denominator that
     holds from the start. What one division leaves of ``H^H H x = H^H y`` is the start of `least_squares_map`.
 
-    The result is scaled by the factor near 1 that fits the data best.
+    One division blurs what the density does from one Fourier voxel to the next: amplitudes are some ten per cent low,
+    and without noise the FSC to the truth is 0.97 to 0.99 where RELION's gridding reaches 0.999 and least squares 1.
     """
     density = np.asarray(data.Q.nearest_circulant())
     if weight is None:
@@ -52,13 +52,7 @@ def direct_fourier(data: Quadratic, weight: ArrayLike | None = None) -> NDArray:
     # where nothing was measured nothing is divided by
     denominator = np.maximum(density, 0) + added
     denominator = np.maximum(denominator, 1e-6 * float(denominator.max()))
-    x = Circulant(1.0 / denominator, data.Q.ishape, data.Q.dtype).apply(data.b)
-    energy = inner(x, data.Q.apply(x))
-    if added.any():
-        energy += inner(
-            x, Circulant(np.broadcast_to(added, density.shape), data.Q.ishape, data.Q.dtype).apply(x)
-        )
-    return x if energy <= 0 else (x * (inner(x, data.b) / energy)).astype(x.dtype)
+    return Circulant(1.0 / denominator, data.Q.ishape, data.Q.dtype).apply(data.b)
 
 
 def wiener_weight(data: Quadratic, correlation: ArrayLike) -> NDArray:
