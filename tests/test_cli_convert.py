@@ -2,13 +2,14 @@
 
 import csv
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from invcryo.cli import main
 from invcryo.conventions import CONVENTIONS
-from invcryo.io import read_cs, read_particles
+from invcryo.io import read_cs, read_map, read_particles
 from invcryo.rotation import geodesic_distance
 
 
@@ -115,7 +116,7 @@ def test_what_is_left_out_is_named(convert):
     assert code == 0 and "ctf/type" in left and "a STAR file has no word for" in err and "ctf/type" in err
 
 
-def test_passthrough(convert, folder):
+def test_passthrough(convert, folder, capsys):
     assert convert("particles.star", "p.cs")[0] == 0
     table = read_cs("p.cs")
 
@@ -139,6 +140,18 @@ def test_passthrough(convert, folder):
     np.testing.assert_allclose(joined.defocus_u_angstrom, direct.defocus_u_angstrom, rtol=6e-8)
     code, _, err = convert("main.cs", "none.star", "--passthrough", "few.cs")
     assert code == 1 and "few.cs lacks 7 of the 12 particles of main.cs" in err
+
+    # the commands that read particles take it too
+    assert main(["info", "main.cs", "--passthrough", "passthrough.cs", "--json"]) == 0
+    span = json.loads(capsys.readouterr().out)["defocus_angstrom"]
+    assert span[1] == pytest.approx(direct.defocus_u_angstrom.max(), rel=1e-3)
+    assert main(["info", "particles.star", "--passthrough", "passthrough.cs"]) == 2
+    words = ["--reg", "none", "--max-iter", "2", "--quiet"]
+    assert main(["reconstruct", "main.cs", "--passthrough", "passthrough.cs", "-o", "joined", *words]) == 0
+    assert main(["reconstruct", "particles.star", "-o", "whole", *words]) == 0
+    maps = [read_map(f"{name}/map.mrc").data for name in ("joined", "whole")]
+    np.testing.assert_allclose(*maps, atol=1e-3 * np.abs(maps[1]).max())
+    assert "passthrough.cs" in json.loads(Path("joined/run.json").read_text())["inputs"]["sha256"]
 
 
 @pytest.mark.parametrize(

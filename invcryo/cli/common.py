@@ -341,6 +341,16 @@ def add_pixel_size(parser: Any, what: str) -> None:
     parser.add_argument("--pixel-size", "--angpix", type=positive, metavar="A", help=what)
 
 
+def add_passthrough(parser: Any, file: str) -> None:
+    parser.add_argument(
+        "--passthrough",
+        metavar="FILE",
+        action="append",
+        default=[],
+        help=f"further .cs file of the same particles, for the columns that {file} lacks; may be given several times",
+    )
+
+
 def add_output(parser: Any, default: str | None = None) -> None:
     parser.add_argument(
         "-o",

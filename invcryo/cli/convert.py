@@ -8,7 +8,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .common import EXIT_DONE, Console, UsageError, add_pixel_size, count, natural, new_parser
+from .common import (
+    EXIT_DONE,
+    Console,
+    UsageError,
+    add_passthrough,
+    add_pixel_size,
+    count,
+    natural,
+    new_parser,
+)
 
 if TYPE_CHECKING:
     from ..conventions import Passport
@@ -49,13 +58,7 @@ def add_parser(commands: Any) -> None:
         help="convention of the new file; a .star file is always relion's, a .cs file cryosparc's, a .csv file"
         " any one (default there: relion)",
     )
-    parser.add_argument(
-        "--passthrough",
-        metavar="FILE",
-        action="append",
-        default=[],
-        help="further .cs file of the same particles, for the columns that IN lacks; may be given several times",
-    )
+    add_passthrough(parser, "IN")
     parser.add_argument(
         "--show",
         metavar="N",

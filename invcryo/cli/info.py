@@ -6,11 +6,11 @@ import argparse
 from collections.abc import Sequence
 from typing import Any
 
-from .common import EXIT_DONE, Console, count, facts, new_parser
+from .common import EXIT_DONE, Console, UsageError, add_passthrough, count, facts, new_parser
 
 _DESCRIPTION = """\
-Say what a file holds: a particle set or another table (STAR), or a map or stack of images (MRC, CCP4, MAP).
-Of image files only the header is read, so this is quick. Lengths are in angstrom, angles in degrees.
+Say what a file holds: a particle set (STAR, .cs) or another table (STAR), or a map or stack of images
+(MRC, CCP4, MAP). Of image files only the header is read, so this is quick. Lengths are in angstrom, angles in degrees.
 
 For a particle set it also tests what `invcryo reconstruct` needs: whether all stacks are there and whole,
 and whether the file asks for corrections that are not modelled here.
@@ -18,25 +18,29 @@ and whether the file asks for corrections that are not modelled here.
 _EXAMPLES = """\
   invcryo info particles.star
   invcryo info particles.star --data-dir /data/relion_project
+  invcryo info J24_particles.cs --passthrough J24_passthrough_particles.cs
   invcryo info map.mrc --json
 """
 
 
 def add_parser(commands: Any) -> None:
     parser = new_parser(commands, "info", run, "say what a file holds", _DESCRIPTION, _EXAMPLES)
-    parser.add_argument("file", metavar="FILE", help="STAR, MRC, CCP4 or MAP file")
+    parser.add_argument("file", metavar="FILE", help="STAR, .cs, MRC, CCP4 or MAP file")
     parser.add_argument(
         "--data-dir",
         metavar="DIR",
         help="folder that the image names of a STAR file are relative to (the RELION project); the working"
         " folder, the folder of the STAR file and its parents are searched as well",
     )
+    add_passthrough(parser, "FILE")
 
 
 def run(args: argparse.Namespace, words: Sequence[str], console: Console) -> tuple[int, dict[str, Any]]:
     from ..io import describe
 
-    found = describe(args.file, data_dir=args.data_dir)
+    if args.passthrough and not args.file.lower().endswith(".cs"):
+        raise UsageError("--passthrough goes with a .cs file")
+    found = describe(args.file, data_dir=args.data_dir, passthrough=args.passthrough)
     console.say({"particles": _particles, "star": _tables}.get(found["kind"], _image)(found))
     return EXIT_DONE, found
 

@@ -19,6 +19,7 @@ from .common import (
     Interrupts,
     UsageError,
     add_output,
+    add_passthrough,
     add_pixel_size,
     add_threads,
     count,
@@ -102,7 +103,10 @@ def add_parser(commands: Any) -> None:
     parser = new_parser(commands, "reconstruct", run, "particles to a map", _DESCRIPTION, _EXAMPLES)
     data = parser.add_argument_group("the particles")
     data.add_argument(
-        "particles", metavar="PARTICLES.star", nargs="?", help="particle set of RELION 3.0 to 5"
+        "particles",
+        metavar="PARTICLES.star",
+        nargs="?",
+        help="particle set of RELION 3.0 to 5, or cryoSPARC's .cs",
     )
     data.add_argument("--i", metavar="PARTICLES.star", dest="particles_option", help="the same, as in RELION")
     data.add_argument(
@@ -111,6 +115,7 @@ def add_parser(commands: Any) -> None:
         help="folder that the image names are relative to (the RELION project); the working folder, the folder"
         " of the STAR file and its parents are searched as well",
     )
+    add_passthrough(data, "PARTICLES.cs")
     add_pixel_size(data, "angstrom per pixel, in place of what the STAR file says")
     data.add_argument(
         "--contrast",
@@ -244,6 +249,7 @@ def load(args: argparse.Namespace) -> ParticleStack:
 
     stack = read_particles(
         args.particles,
+        passthrough=args.passthrough,
         data_dir=args.data_dir,
         pixel_size=args.pixel_size,
         degrees=None if args.angles is None else args.angles == "degrees",
@@ -495,7 +501,7 @@ def _mask(name: str, pixel_size: float | None) -> Any:
 
 def _inputs(args: argparse.Namespace, stack: ParticleStack) -> dict[str, Any]:
     """What the result was made from: a hash of the tables and maps, size and date of the (large) stacks."""
-    files = [args.particles] + ([] if args.mask in ("ball", "none") else [args.mask])
+    files = [args.particles, *args.passthrough] + ([] if args.mask in ("ball", "none") else [args.mask])
     stacks = []
     for path in getattr(stack.images, "paths", []):
         status = path.stat()

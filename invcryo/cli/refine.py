@@ -16,6 +16,7 @@ from .common import (
     Interrupts,
     UsageError,
     add_output,
+    add_passthrough,
     add_pixel_size,
     add_threads,
     count,
@@ -88,6 +89,7 @@ def add_parser(commands: Any) -> None:
     )
     data.add_argument("--i", metavar="PARTICLES.star", dest="particles_option", help="the same, as in RELION")
     data.add_argument("--data-dir", metavar="DIR", help="folder that the image names are relative to")
+    add_passthrough(data, "PARTICLES.cs")
     add_pixel_size(data, "angstrom per pixel, in place of what the STAR file says")
     data.add_argument(
         "--contrast",
