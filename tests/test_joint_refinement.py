@@ -77,7 +77,7 @@ def test_rough_poses_become_right(done):
     assert np.quantile(errors.angle, 0.95) < 2 * np.quantile(best.angle, 0.95)
     assert (np.asarray(errors.angle) < 20).mean() >= 0.99
     assert np.median(errors.shift_length) < 0.3
-    oracle = refine(dataclasses.replace(stack, poses=truth), volume, max_rounds=0, progress=False)
+    oracle = refine(dataclasses.replace(stack, poses=truth), volume, max_rounds=0, **OPTIONS)
     assert resolved(errors.alignment.volume(result.map), volume) >= resolved(oracle.map, volume) - 1
     assert result.stopped_by == "fsc" and result.status_counts["converged"] > 0.9 * len(stack)
     assert not result.no_signal.any() and result.half1 is None
