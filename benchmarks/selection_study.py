@@ -88,8 +88,7 @@ class Problem:
         radius = sum(c**2 for c in centred_coordinates(model.ishape)) ** 0.5
         self.support = np.asarray(radius <= box / 2 - 2)
         self.truth = self.stack.images.truth
-        self.plain = least_squares_map(self.halves[0], self.support, progress=False).x
-        self.start = least_squares_map(self.whole, self.support, progress=False).x
+        self.plain = least_squares_map(self.whole, self.support, progress=False).x
 
     def quality(self, c: Any) -> dict[str, float]:
         """Figures of a map against the truth."""
@@ -124,27 +123,26 @@ def study(problem: Problem, reg: str) -> dict[str, Any]:
         penalty,
         support,
         largest=largest,
-        start=problem.plain,
         progress=False,
     )
     seconds["auto"] = time.perf_counter() - begin
-    result = solve(chosen.lam, problem.start)
+    result = solve(chosen.lam, None)
     iterations = {"auto": chosen.iterations, "map": len(result.history["iteration"])}
     rules["auto"] = {"lam": chosen.lam, "trials": chosen.trials, **problem.quality(result.x)}
     try:
         noise = noise_level(problem.stack.images)
         met = choose_lambda(
             [problem.whole], [total], penalty, support, rule="discrepancy", noise=noise, largest=largest,
-            start=problem.start, progress=False,
+            progress=False,
         )  # fmt: skip
         iterations["discrepancy"] = met.iterations
         rules["discrepancy"] = {
-            "lam": met.lam, "noise": noise.variance, **problem.quality(solve(met.lam, problem.start).x)
+            "lam": met.lam, "noise": noise.variance, **problem.quality(solve(met.lam, None).x)
         }  # fmt: skip
     except ValueError as error:
         rules["discrepancy"] = {"refused": str(error)}
     unit = natural_lambda(problem.whole, penalty, total)
-    scan, x = [], problem.start
+    scan, x = [], problem.plain
     reach = 8 if penalty.quadratic(*problem.whole.domain) is None else 16
     for step in range(reach, -reach - 1, -1):
         lam = unit * 2 ** (step / 2)
@@ -159,7 +157,7 @@ def study(problem: Problem, reg: str) -> dict[str, Any]:
             "lam": max(scan, key=lambda s: s["decibel"])["lam"],
         },
         "rules": rules,
-        "unregularised": problem.quality(problem.start),
+        "unregularised": problem.quality(problem.plain),
         "iterations": iterations,
         "seconds": seconds,
         "scan": scan,

@@ -200,7 +200,7 @@ def regularised_map(
         Stop when the objective is this close to its minimum, relative to the part of the data's energy that the
         noise can put into the map, or to 0.3 of the energy that the map explains if that is less.
     x0 : ndarray, optional
-        Start.
+        Start; by default half the resolution, or zero.
 
     Notes
     -----

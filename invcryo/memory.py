@@ -241,11 +241,7 @@ def _solving(n: int, reg: str, splits: int, groups: int) -> list[PlannedArray]:
     Conjugate gradients are left out: their 8 volumes come after the nearest periodic kernel was made, which takes more.
     """
     volume = (n, n, n)
-    # of the whole and of the half sets: x twice, residual, direction
-    states = 4 * (3 if groups == 2 else 1)
-    arrays = [
-        PlannedArray("solutions by least squares and their states", volume, "float32", STAGES[2:], states)
-    ]
+    arrays = [PlannedArray("a solution by least squares and its state", volume, "float32", STAGES[2:3], 4)]
     if reg != "none":
         # as measured with 1, 3 and 6 volumes per split; a quadratic regulariser takes conjugate gradients
         solver = 14 + 3 * splits if splits else 8

@@ -230,14 +230,15 @@ def reconstruct(
     )
     try:
         unless_interrupted(plain)
-        halves_plain = []
-        wanted = 2 if half_maps else int(rule == "cross-validation")  # whose search starts from the first
-        for q, n in list(zip(data, n_pixels, strict=True))[:wanted]:
-            halves_plain.append(least_squares_map(q, support, n_pixels=n, max_iter=limit, progress=progress))
-            unless_interrupted(halves_plain[-1])
+        del plain  # with the arrays of its solver
         if half_maps:
-            out.half1_noreg, out.half2_noreg = (voxels(h) for h in halves_plain)
-            out.half1, out.half2 = out.half1_noreg, out.half2_noreg
+            plain_halves = []
+            for q, n in zip(data, n_pixels, strict=True):
+                result = least_squares_map(q, support, n_pixels=n, max_iter=limit, progress=progress)
+                unless_interrupted(result)
+                plain_halves.append(voxels(result))
+                del result
+            out.half1_noreg, out.half2_noreg = out.half1, out.half2 = plain_halves
         seconds["least squares"] = time.perf_counter() - begin
         if penalty is not None:
             begin = time.perf_counter()
@@ -256,7 +257,6 @@ def reconstruct(
                     noise=noise,
                     largest=out.lam_max,
                     positivity=positivity,
-                    start=halves_plain[0].x if halves else plain.x,
                     progress=progress,
                 )
                 out.lam, out.lam_search = chosen.lam, chosen.trials
@@ -269,15 +269,15 @@ def reconstruct(
                 "progress": progress,
                 "label": out.reg,
             }
-            result = regularised_map(whole, penalty, out.lam, total, support, x0=plain.x, **options)
+            result = regularised_map(whole, penalty, out.lam, total, support, **options)
             out.map, out.history, out.stopped_by = voxels(result), result.history, result.stopped_by
             unless_interrupted(result)
             del result
             if half_maps:
                 regularised = []
-                for q, n, h in zip(data, n_pixels, halves_plain, strict=True):
+                for q, n in zip(data, n_pixels, strict=True):
                     share = scaled_lambda(out.lam, penalty, q, n / total)
-                    result = regularised_map(q, penalty, share, n, support, x0=h.x, **options)
+                    result = regularised_map(q, penalty, share, n, support, **options)
                     unless_interrupted(result)
                     regularised.append(voxels(result))
                     del result

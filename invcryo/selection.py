@@ -240,7 +240,6 @@ def choose_lambda(
     noise: NoiseLevel | None = None,
     largest: float | None = None,
     positivity: bool = False,
-    start: NDArray | None = None,
     progress: bool | None = None,
 ) -> Selection:
     """The weight of a regulariser from the data.
@@ -263,8 +262,6 @@ def choose_lambda(
         For the discrepancy.
     largest : float, optional
         `lambda_max` of all the data: the search stays below it, and above 1e-5 of it.
-    start : ndarray, optional
-        Map to start the first trial from, of the first part.
 
     Notes
     -----
@@ -290,7 +287,7 @@ def choose_lambda(
     empty = [i for i, q in enumerate(parts, 1) if not q.c > 0]
     if empty:
         raise ValueError(f"half set {empty[0]} holds no data, or images of zeros: no weight can be chosen")
-    trials = _Trials(parts, n_pixels, penalty, support, largest, positivity, start, progress)
+    trials = _Trials(parts, n_pixels, penalty, support, largest, positivity, progress)
     if rule == "cross-validation":
         lam = _cross_validation(trials)
     else:
@@ -301,7 +298,7 @@ def choose_lambda(
 
 
 class _Trials:
-    """Maps at ``unit * 2^step``, each from the last one, and the figures of each."""
+    """Maps at ``unit * 2^step``, each from its own start so that their order does not matter, and their figures."""
 
     def __init__(
         self,
@@ -311,7 +308,6 @@ class _Trials:
         support: NDArray | None,
         largest: float | None,
         positivity: bool,
-        start: NDArray | None,
         progress: bool | None,
     ) -> None:
         self.data, self.n_pixels = parts[0], n_pixels[0]
@@ -328,7 +324,6 @@ class _Trials:
         self.low, self.high = -12.0, 10.0
         if largest is not None and largest > 0:
             self.low, self.high = (math.log2(f * largest / self.unit) for f in (LOWEST, HIGHEST))
-        self.current = start
         self.table: dict[float, dict[str, Any]] = {}
 
     def clipped(self, step: float) -> float:
@@ -354,20 +349,18 @@ class _Trials:
                 self.n_pixels,
                 self.support,
                 positivity=self.positivity,
-                x0=self.current,
                 tolerance=3e-2,
                 max_iter=40,
                 progress=self.progress,
                 label=f"lambda {lam:.3g}",
             )
         unless_interrupted(result)
-        self.current, iterations = result.x, len(result.history["iteration"])
-        del result  # the solver's arrays go before the next trial needs room for its own
-        c = supported(self.current, self.support)
+        c = supported(result.x, self.support)
         if self.positivity:
             c = np.maximum(c, 0)
         value = self.penalty(c) if self.penalty.has_value else None
-        row = {"lam": lam, "misfit": self.data(c), "penalty": value, "iterations": iterations}
+        row = {"lam": lam, "misfit": self.data(c), "penalty": value}
+        row["iterations"] = len(result.history["iteration"])
         if self.other is not None:
             row["score"] = self.other(c) / self.other.c - 1.0
         return row
