@@ -186,14 +186,14 @@ def reconstruct(
     window = KaiserBessel() if window is None else window
     notes: list[str] = []
     model = forward_model(stack, window, scale=scale)
-    support = _support(mask, model.ishape, stack.box, scale)
+    support = support_mask(mask, model.ishape, stack.box, scale)
     penalty = None if rule is None else penalty_for(reg, model.ishape)
-    planned, error = _plan(stack, model, penalty, rule, scale, half_maps, memory)
+    planned, error = plan_with_check(stack, model, penalty, rule, scale, half_maps, memory)
     groups = None
     if half_maps or rule == "cross-validation":
         if len(stack) < 2:
             raise ValueError("one particle cannot be split into half sets: give lam and half_maps=False")
-        stack = _with_halves(stack, rng, notes)
+        stack = with_halves(stack, rng, notes)
         groups = stack.half
     if isinstance(checkpoint, (str, os.PathLike)):
         checkpoint = Checkpoint(checkpoint)
@@ -294,7 +294,7 @@ def reconstruct(
             notes.append(
                 "a regularised half map is empty, so the two have no FSC: lambda is too large, or there is no signal"
             )
-    notes.extend(_doubts(out))
+    notes.extend(doubts_about(out))
     for note in notes:
         log.warning(note)
     seconds["total"] = time.perf_counter() - start
@@ -323,7 +323,7 @@ def plan(
     rule = _check(reg, lam, False)
     model = forward_model(stack, window, scale=scale)
     penalty = None if rule is None else penalty_for(reg, model.ishape)
-    return _plan(stack, model, penalty, rule, scale, half_maps, memory)[0]
+    return plan_with_check(stack, model, penalty, rule, scale, half_maps, memory)[0]
 
 
 def _check(reg: Any, lam: Any, positivity: bool) -> str | None:
@@ -353,7 +353,7 @@ def _name(penalty: Cost | None) -> str:
     return "none" if penalty is None else " + ".join(type(t.cost).__name__ for t in penalty.terms())
 
 
-def _plan(
+def plan_with_check(
     stack: ParticleStack,
     model: LinOp,
     penalty: Cost | None,
@@ -386,7 +386,7 @@ def _splits(penalty: Cost | None, model: LinOp) -> int:
     return sum(1 if L is None else -(-math.prod(L.oshape) // math.prod(L.ishape)) for L in operators)
 
 
-def _doubts(out: Reconstruction) -> list[str]:
+def doubts_about(out: Reconstruction) -> list[str]:
     """What in the result should make a user look again."""
     doubts = []
     inside = sum(c**2 for c in centred_coordinates(out.map.shape)) <= (min(out.map.shape) / 2 - 2) ** 2
@@ -406,7 +406,7 @@ def _doubts(out: Reconstruction) -> list[str]:
     return doubts
 
 
-def _with_halves(stack: ParticleStack, rng: Any, notes: list[str]) -> ParticleStack:
+def with_halves(stack: ParticleStack, rng: Any, notes: list[str]) -> ParticleStack:
     """The stack with half-set numbers 1 and 2, drawn if it has none."""
     half = stack.half
     if half is not None:
@@ -422,7 +422,7 @@ def _with_halves(stack: ParticleStack, rng: Any, notes: list[str]) -> ParticleSt
     return dataclasses.replace(stack, half=drawn)
 
 
-def _support(mask: Any, shape: tuple[int, ...], box: int, scale: float) -> NDArray | None:
+def support_mask(mask: Any, shape: tuple[int, ...], box: int, scale: float) -> NDArray | None:
     """The mask on the grid of the coefficients."""
     if mask is None:
         return None

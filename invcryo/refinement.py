@@ -39,7 +39,7 @@ from .operators.nufft import GridReader
 from .poses import STATUS, PoseFit, levenberg_marquardt
 from .poses.rotation_grid import rotation_grid
 from .poses.search import global_search
-from .reconstruction import _support
+from .reconstruction import support_mask
 from .rotation import geodesic_distance
 from .selection import natural_lambda
 from .window import KaiserBessel, Window
@@ -587,7 +587,7 @@ class _Job:
         return cost.normal_equations(self.stack.half).quadratics
 
     def _support(self, shape: tuple[int, ...], scale: float) -> NDArray | None:
-        return _support(self.mask, shape, self.box, scale)
+        return support_mask(self.mask, shape, self.box, scale)
 
     def _fsc_of(self, quadratics: list[Quadratic]) -> NDArray:
         """Of maps that are made at once: right sides divided by the nearest convolution, for want of a solver."""

@@ -15,7 +15,14 @@ from ..costs import LeastSquares
 from ..data import ParticleStack
 from ..inversion import supported
 from ..metrics import fsc
-from ..reconstruction import Reconstruction, _doubts, _plan, _support, _with_halves, forward_model
+from ..reconstruction import (
+    Reconstruction,
+    doubts_about,
+    forward_model,
+    plan_with_check,
+    support_mask,
+    with_halves,
+)
 from ..window import KaiserBessel, Window
 from .fourier import direct_fourier, wiener_weight
 
@@ -59,11 +66,11 @@ def direct_reconstruction(
     window = KaiserBessel() if window is None else window
     notes: list[str] = []
     model = forward_model(stack, window, scale=scale)
-    support = _support(mask, model.ishape, stack.box, scale)
+    support = support_mask(mask, model.ishape, stack.box, scale)
     halves = half_maps or wiener
-    planned, error = _plan(stack, model, None, None, scale, halves, memory)
+    planned, error = plan_with_check(stack, model, None, None, scale, halves, memory)
     if halves:
-        stack = _with_halves(stack, rng, notes)
+        stack = with_halves(stack, rng, notes)
     if isinstance(checkpoint, (str, os.PathLike)):
         checkpoint = Checkpoint(checkpoint)
     cost = LeastSquares(model, stack.images, symmetry=symmetry, chunk=planned.chunk, progress=progress)
@@ -103,7 +110,7 @@ def direct_reconstruction(
             if half_maps:
                 out.half1, out.half2 = (voxels(q, w) for q, w in zip(data, weights, strict=True))
                 out.fsc = fsc(out.half1, out.half2, pixel_size=stack.pixel_size)
-    notes.extend(_doubts(out))
+    notes.extend(doubts_about(out))
     for note in notes:
         log.warning(note)
     seconds["direct"] = time.perf_counter() - begin

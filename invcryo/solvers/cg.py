@@ -44,10 +44,10 @@ def cg(
     Yields
     ------
     State
-        ``info["residual"]`` is ``||b - Q x|| / ||b||``, ``info["objective"]`` is ``x'Qx/2 - b'x``, ``info["gap"]``
+        ``info["residual"]`` is ``||b - Q x|| / ||b||``, and ``info["objective"]`` is ``x'Qx/2 - b'x``. ``info["gap"]``
         estimates how far that is above its minimum, relative to its size, as if it went on to fall as slowly as in the
-        slower of the last two iterations (1 while that is not known); ``memory["r"]`` is the residual ``b - Q x``. Ends when the residual is zero,
-        or the curvature is not positive.
+        slower of the last two iterations; it is 1 while that is not known. ``memory["r"]`` is the residual ``b - Q x``.
+        Ends when the residual is zero, or the curvature is not positive.
     """
     if state is not None and state.memory:
         x = state.x.copy()
