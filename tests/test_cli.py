@@ -246,6 +246,7 @@ def test_info_of_particles(cli, particles):
         "4 angstrom",
         "300 kV",
         "30 and 30",
+        "efficiency 0.9",
         "all stacks are there",
     ):
         assert words in out

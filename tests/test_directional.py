@@ -1,12 +1,22 @@
 """FSC by direction and the sampling of Fourier space, against maps and views of known anisotropy."""
 
+import itertools
+
 import numpy as np
 import pytest
-from scipy import fft
+from scipy import fft, integrate, optimize, special
 
 from invcryo.data import Poses
 from invcryo.grid import frequencies
-from invcryo.metrics import directional_fsc, fibonacci_axes, fsc, sampling_compensation, soft_sphere
+from invcryo.metrics import (
+    describe_views,
+    directional_fsc,
+    fibonacci_axes,
+    fsc,
+    orientation_efficiency,
+    sampling_compensation,
+    soft_sphere,
+)
 from invcryo.rotation import random_rotations
 from invcryo.simulate import cone_orientations, preferred_orientations
 
@@ -140,3 +150,126 @@ def test_sampling_refuses():
         sampling_compensation(Poses(np.zeros((0, 3, 3))))
     with pytest.raises(ValueError, match="1 Fourier voxel or more"):
         sampling_compensation(Poses(random_rotations(5, rng=0)), shell=0.5)
+
+
+# efficiency
+
+
+def half_width(psf):
+    """Where psf(r), with a Gaussian of standard deviation 1 in each image, is half, over that of the Gaussian."""
+    return optimize.brentq(lambda r: psf(r) - 0.5, 1e-3, 1e3, xtol=1e-12) / np.sqrt(2 * np.log(2))
+
+
+def expected_efficiency(width):
+    """Of widths that depend on the cosine to the z axis alone."""
+    mean = integrate.quad(width, 0, 1, limit=200)[0]
+    square = integrate.quad(lambda u: width(u) ** 2, 0, 1, limit=200)[0]
+    return 1 - 2 * np.sqrt(square - mean**2) / mean
+
+
+def test_even_views_are_efficient(rng):
+    result = orientation_efficiency(Poses(random_rotations(20000, rng=rng)), extent=1e6)
+    assert result.efficiency > 0.99 and result.anisotropy < 1.02
+    # the mean of exp(-a (1 - u^2)) over u from 0 to 1 is Dawson's integral of sqrt(a), over sqrt(a)
+    even = half_width(lambda r: special.dawsn(r / 2**0.5) / (r / 2**0.5))
+    np.testing.assert_allclose(result.widths, even, rtol=0.01)
+    assert orientation_efficiency(Poses(random_rotations(200, rng=rng))).efficiency > 0.9
+
+
+def test_side_views_have_a_known_efficiency(rng):
+    """The mean over a circle is a Bessel function; along the axis they see all that one image sees."""
+
+    def width(u):
+        def psf(r):
+            a, part = r**2 / 2, (1 - u**2) / 2
+            return special.i0e(a * part) * np.exp(-a * (1 - 2 * part))
+
+        return half_width(psf)
+
+    result = orientation_efficiency(side_views(20000, rng), extent=1e6)
+    np.testing.assert_allclose(result.widths, [width(u) for u in result.axes[:, 2]], rtol=0.01)
+    assert result.widths.min() == pytest.approx(1, abs=0.02)
+    assert result.efficiency == pytest.approx(expected_efficiency(width), abs=0.01)
+    assert expected_efficiency(width) == pytest.approx(0.71, abs=0.005)  # as the docstring says
+
+
+@pytest.mark.parametrize("extent", [1.0, 2.0, 5.0])
+def test_one_view_sees_an_ellipsoid(extent):
+    """As long along the view as the particle: its widths and their moments in closed form."""
+    result = orientation_efficiency(Poses(np.eye(3)[None]), extent=extent, n_axes=4000)
+    squared = 1 - 1 / extent**2
+    np.testing.assert_allclose(result.widths, (1 - result.axes[:, 2] ** 2 * squared) ** -0.5, rtol=1e-6)
+    e = squared**0.5
+    mean, square = (np.arcsin(e) / e, np.arctanh(e) / e) if e else (1.0, 1.0)
+    expected = max(0.0, 1 - 2 * np.sqrt(square - mean**2) / mean)
+    assert result.efficiency == pytest.approx(expected, abs=2e-3)
+    assert orientation_efficiency(Poses(np.eye(3)[None])).efficiency == 0
+
+
+def test_a_cone_of_views_is_long_along_its_axis(rng):
+    """And the wider the cone, the less so."""
+    figures = []
+    for degrees in (15, 30, 50, 70, 90):
+        cosine = np.cos(np.deg2rad(degrees))
+        poses = Poses(cone_orientations(4000, np.deg2rad(degrees), rng=rng))
+        result = orientation_efficiency(poses, extent=1e6, n_axes=500)
+
+        def psf(r, cosine=cosine):
+            a = r / 2**0.5
+            low = cosine * np.exp(a**2 * (cosine**2 - 1)) * special.dawsn(a * cosine) / (a * cosine or 1)
+            return (special.dawsn(a) / a - low) / (1 - cosine)
+
+        assert result.widths[0] == pytest.approx(half_width(psf), rel=0.04)
+        assert np.argmax(result.widths) < 20 or degrees == 90
+        figures.append(result.efficiency)
+    assert all(a < b for a, b in itertools.pairwise(figures))
+
+
+def test_efficiency_turns_with_the_particle(rng):
+    views = preferred_orientations(3000, (0, 0, 1), 3.0, rng=rng)
+    turn = random_rotations(1, rng=rng)[0]
+    first, turned = (orientation_efficiency(Poses(v)) for v in (views, views @ turn))
+    assert first.efficiency < 0.8 and turned.efficiency == pytest.approx(first.efficiency, abs=5e-3)
+    # in the plane of the images nothing changes, and a view's opposite is the same
+    spin = Poses.from_euler_deg([0.0], [0.0], [70.0]).matrices[0]
+    assert orientation_efficiency(Poses(spin @ views)).widths == pytest.approx(first.widths)
+    flip = np.diag([1.0, -1.0, -1.0])
+    assert orientation_efficiency(Poses(flip @ views)).widths == pytest.approx(first.widths)
+    # views of two kinds: between the two
+    many = np.concatenate([views, views @ turn])
+    halves = [orientation_efficiency(Poses(v)).widths for v in (many, many[:3000], many[3000:])]
+    assert (halves[0] > np.minimum(*halves[1:]) * 0.999).all()
+    assert (halves[0] < np.maximum(*halves[1:]) * 1.001).all()
+
+
+def test_symmetry_makes_views_efficient(rng):
+    top = Poses(preferred_orientations(300, (0, 0, 1), 8.0, rng=rng))
+    assert orientation_efficiency(top, symmetry="O").efficiency > orientation_efficiency(top).efficiency + 0.2
+
+
+def test_thinned_views_give_the_same_widths(rng, monkeypatch):
+    from invcryo.metrics import directional
+
+    poses = Poses(preferred_orientations(6000, (1, 1, 0), 3.0, rng=rng))
+    gathered = orientation_efficiency(poses)
+    views, _ = directional._thinned(np.asarray(poses.matrices)[:, 2])
+    assert len(views) < 4096
+    monkeypatch.setattr(directional, "_thinned", lambda views: (views, np.full(len(views), 1 / len(views))))
+    np.testing.assert_allclose(gathered.widths, orientation_efficiency(poses).widths, rtol=1e-3)
+
+
+def test_efficiency_refuses():
+    with pytest.raises(ValueError, match="no poses"):
+        orientation_efficiency(Poses(np.zeros((0, 3, 3))))
+    with pytest.raises(ValueError, match="1 or more"):
+        orientation_efficiency(Poses(np.eye(3)[None]), extent=0.5)
+
+
+def test_figures_of_many_views_are_those_of_some(rng):
+    poses = side_views(8000, rng)
+    whole, some = describe_views(poses), describe_views(poses, most=2000)
+    assert whole["efficiency"] == orientation_efficiency(poses).efficiency and whole["unsampled"] == 0
+    assert some == describe_views(poses, most=2000) != whole
+    for name, value in whole.items():
+        assert some[name] == pytest.approx(value, abs=0.04), name
+    assert describe_views(poses, symmetry="O")["efficiency"] > whole["efficiency"] + 0.1

@@ -22,6 +22,7 @@ from invcryo.io import (
     write_stack,
     write_star,
 )
+from invcryo.metrics import describe_views
 from invcryo.rotation import geodesic_distance, random_rotations
 
 OPTICS = {
@@ -554,6 +555,8 @@ def test_describe_particles(tmp_path):
     assert info["missing_stacks"] == [] and info["broken_stacks"] == [] and info["notes"] == []
     # Tilts beyond 0..180 are folded: -10 is 10, 190 is 170.
     assert {k: v for k, v in info["tilt_histogram"].items() if v} == {"0-18": 2, "90-108": 1, "162-180": 1}
+    views = describe_views(read_particles(path, ignore=["rlnBeamTiltX"]).poses)
+    assert info["views"] == views and 0 < views["efficiency"] < views["scf"] < 1
     assert info["unsupported_columns"] == {"rlnBeamTiltX": "0.5: beam tilt (mrad)"}
     (tmp_path / "stack.mrcs").unlink()
     info = describe(path)
@@ -565,7 +568,7 @@ def test_describe_tells_of_broken_stacks_and_partial_poses(tmp_path):
         tmp_path, rlnAngleRot=[1, 2, -999, 4], rlnImageName=[f"{i}@stack.mrcs" for i in (1, 2, 3, 9)]
     )
     info = describe(path)
-    assert "image 9 of" in info["broken_stacks"][0] and not info["poses"]
+    assert "image 9 of" in info["broken_stacks"][0] and not info["poses"] and info["views"] is None
     assert "1 of 4 particles have no pose" in info["notes"][0]
     (tmp_path / "stack.mrcs").write_bytes((tmp_path / "stack.mrcs").read_bytes()[:-3])
     assert "is cut off" in describe(path)["broken_stacks"][0]

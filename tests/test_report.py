@@ -223,7 +223,17 @@ def reports(tmp_path_factory):
 @pytest.mark.parametrize(
     ("name", "pictures", "shown"),
     [
-        ("run", 4, ["Reconstruction of", HOSTILE, "Quote the FSC of the unregularised half maps", "SHA-256"]),
+        (
+            "run",
+            4,
+            [
+                "Reconstruction of",
+                HOSTILE,
+                "Quote the FSC of the unregularised half maps",
+                "SHA-256",
+                "efficiency of the views",
+            ],
+        ),
         ("post", 4, ["half1<b>.mrc and half2<b>.mrc", "B-factor", "share their prior", "Guinier"]),
         ("local", 2, ["Local resolution of half1<b>.mrc", "Median", "Window"]),
     ],

@@ -13,7 +13,9 @@ Say what a file holds: a particle set (STAR, .cs) or another table (STAR), or a 
 (MRC, CCP4, MAP). Of image files only the header is read, so this is quick. Lengths are in angstrom, angles in degrees.
 
 For a particle set it also tests what `invcryo reconstruct` needs: whether all stacks are there and whole,
-and whether the file asks for corrections that are not modelled here.
+and whether the file asks for corrections that are not modelled here. How evenly the views (without symmetry) cover the
+sphere is told by their efficiency, of which side views have 0.71 and views of one kind 0, and by the sampling
+compensation factor, which is 0.81 for side views and near 0 where directions of Fourier space are not seen at all.
 """
 _EXAMPLES = """\
   invcryo info particles.star
@@ -64,6 +66,15 @@ def _particles(d: dict[str, Any]) -> str:
         ("half sets", f"{halves[1]} and {halves[2]} particles" if halves else "none"),
         ("poses", "yes" if d["poses"] else "none"),
     ]
+    if d["views"]:
+        rows.append(
+            (
+                "views",
+                "efficiency {efficiency:.2f}, sampling compensation {scf:.2f}; 1 is even".format(
+                    **d["views"]
+                ),
+            )
+        )
     lines = [f"{d['path']}: particle set", facts(rows)]
     if d["tilt_histogram"]:
         most = max(d["tilt_histogram"].values())

@@ -109,6 +109,7 @@ def reconstruct_page(
     page.facts(
         _known(
             {
+                **_views(report.get("views")),
                 "lambda": result.lam,
                 "lambda chosen by": result.lam_rule,
                 "lambda that gives a constant map": result.lam_max,
@@ -186,6 +187,18 @@ def write_postprocess_page(
         )
     )
     end(page, folder, {**record, **report})
+
+
+def _views(views: Mapping[str, float] | None) -> dict[str, str]:
+    """How evenly the views cover the sphere."""
+    if not views:
+        return {}
+    return {
+        "efficiency of the views, 1 if even": f"{views['efficiency']:.2f}",
+        "widest over narrowest extent of a point": f"{views['anisotropy']:.2f}",
+        "sampling compensation factor, 1 if even": f"{views['scf']:.2f}",
+        "directions of Fourier space in no view": f"{100 * views['unsampled']:.1f} %",
+    }
 
 
 def _known(facts: Mapping[str, Any]) -> dict[str, Any]:

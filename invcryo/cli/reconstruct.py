@@ -345,6 +345,8 @@ def save(
     started: float,
 ) -> tuple[int, dict[str, Any]]:
     """Write the results and say what they are."""
+    from ..metrics import describe_views
+
     interrupted = result.stopped_by == "interrupt"
     if interrupted and folder.existing:
         raise Interrupted(
@@ -358,6 +360,7 @@ def save(
         report = {
             "particles": len(stack),
             **summary(result),
+            "views": None if stack.poses is None else describe_views(stack.poses, symmetry=args.sym),
             "inputs": _inputs(args, stack),
             "seed": args.seed,
             "warnings": console.warnings,

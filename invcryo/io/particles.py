@@ -168,6 +168,12 @@ def describe(
     except ValueError as error:
         poses_known = False
         notes.append(str(error))
+    views = None
+    if poses_known:
+        try:
+            views = _views(_angles(table, None))
+        except ValueError as error:
+            notes.append(str(error))
     half = _half(table)
     return {
         "path": str(path),
@@ -182,6 +188,7 @@ def describe(
         "defocus_angstrom": _span(table, "rlnDefocusU"),
         "half_sets": None if half is None else {1: int((half == 1).sum()), 2: int((half == 2).sum())},
         "poses": poses_known,
+        "views": views,
         "tilt_histogram": _tilt_histogram(table) if poses_known else None,
         "stacks": len(names),
         "missing_stacks": missing,
@@ -208,12 +215,8 @@ def _has_poses(table: ParticleTable) -> bool:
     return not unset.any()
 
 
-def _poses(table: ParticleTable, pixel_size: float, degrees: bool | None) -> Poses | None:
-    if not _has_poses(table):
-        missing = [name for name in ANGLES if name not in table]
-        why = f"no column {', '.join(missing)}" if missing else "all angles are -999"
-        logger.warning("%s holds no poses: %s", table.path, why)
-        return None
+def _angles(table: ParticleTable, degrees: bool | None) -> NDArray:
+    """Rot, tilt and psi in degrees."""
     angles = np.stack([table.numbers(name) for name in ANGLES])
     largest = np.abs(angles).max()
     if degrees is None and table.n > 50 and 0 < largest <= 2 * np.pi:
@@ -227,6 +230,16 @@ def _poses(table: ParticleTable, pixel_size: float, degrees: bool | None) -> Pos
                 f"{table.path}: angles reach {largest:.1f}, too large for radians; use degrees=True"
             )
         angles = np.rad2deg(angles)
+    return angles
+
+
+def _poses(table: ParticleTable, pixel_size: float, degrees: bool | None) -> Poses | None:
+    if not _has_poses(table):
+        missing = [name for name in ANGLES if name not in table]
+        why = f"no column {', '.join(missing)}" if missing else "all angles are -999"
+        logger.warning("%s holds no poses: %s", table.path, why)
+        return None
+    angles = _angles(table, degrees)
     if all(name in table for name in ORIGINS):
         shifts = -np.stack([table.numbers(name) for name in ORIGINS], axis=1) / pixel_size
     elif all(name in table for name in OLD_ORIGINS):
@@ -317,6 +330,16 @@ def _span(table: ParticleTable, name: str) -> tuple[float, float] | None:
         return None
     values = table.parsed(name, table.text(name))
     return float(values.min()), float(values.max())
+
+
+def _views(angles: NDArray) -> dict[str, float]:
+    """How evenly the views cover the sphere; of many particles, those of 10 000 drawn at random."""
+    from ..metrics import describe_views
+
+    count = angles.shape[1]
+    if count > 10_000:
+        angles = angles[:, np.random.default_rng(0).choice(count, 10_000, replace=False)]
+    return describe_views(Poses.from_euler_deg(*angles))
 
 
 def _tilt_histogram(table: ParticleTable) -> dict[str, int]:

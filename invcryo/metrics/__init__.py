@@ -2,9 +2,12 @@
 
 from .directional import (
     DirectionalFSC,
+    OrientationEfficiency,
     Sampling,
+    describe_views,
     directional_fsc,
     fibonacci_axes,
+    orientation_efficiency,
     sampling_compensation,
 )
 from .fsc import (
@@ -41,6 +44,7 @@ __all__ = [
     "GuinierFit",
     "LocalResolution",
     "MaskedFSC",
+    "OrientationEfficiency",
     "PoseAlignment",
     "PoseErrors",
     "PostProcess",
@@ -49,6 +53,7 @@ __all__ = [
     "align_poses",
     "automatic_threshold",
     "correlation",
+    "describe_views",
     "directional_fsc",
     "elongation",
     "expected_elongation",
@@ -60,6 +65,7 @@ __all__ = [
     "mask_fraction_fsc",
     "model_on_grid",
     "nrmse",
+    "orientation_efficiency",
     "phase_randomised_fsc",
     "pose_errors",
     "postprocess",

@@ -15,7 +15,16 @@ from .fsc import FSC, _checked, _parts, _single_pixel_size, _transform
 if TYPE_CHECKING:
     from ..data import Poses
 
-__all__ = ["DirectionalFSC", "Sampling", "directional_fsc", "fibonacci_axes", "sampling_compensation"]
+__all__ = [
+    "DirectionalFSC",
+    "OrientationEfficiency",
+    "Sampling",
+    "describe_views",
+    "directional_fsc",
+    "fibonacci_axes",
+    "orientation_efficiency",
+    "sampling_compensation",
+]
 
 #: Fourier voxels below which a cone's value in a shell says nothing.
 _FEW = 10
@@ -215,6 +224,126 @@ def sampling_compensation(
         scf=min(1.0, 1 / float(np.mean(expected / floor))),
         unsampled=float(np.mean(counts == 0)),
     )
+
+
+@dataclass(frozen=True, eq=False)
+class OrientationEfficiency:
+    """Extent of the point-spread function of a set of views, by direction; see `orientation_efficiency`.
+
+    Attributes
+    ----------
+    axes : ndarray, (n, 3)
+        Directions in the map, unit vectors (x, y, z), z >= 0.
+    widths : ndarray, (n,)
+        Half width at half maximum along each, over that of one image: 1 or more.
+    """
+
+    axes: NDArray
+    widths: NDArray
+
+    @property
+    def efficiency(self) -> float:
+        """``1 - 2 std(widths) / mean(widths)``, and not less than 0."""
+        return max(0.0, 1 - 2 * float(self.widths.std() / self.widths.mean()))
+
+    @property
+    def anisotropy(self) -> float:
+        """Largest over smallest width."""
+        return float(self.widths.max() / self.widths.min())
+
+
+def orientation_efficiency(
+    poses: Poses, *, symmetry: str = "C1", extent: float = 50.0, n_axes: int = 300
+) -> OrientationEfficiency:
+    """Efficiency of an orientation distribution, after Naydenova and Russo (2017, their program cryoEF).
+
+    The point-spread function of the views is that of H^T H: each view smears a point along its direction v. Here an
+    image sees a point as a Gaussian of standard deviation 1 (its envelope; the CTF is left out), and a particle ends
+    after ``extent`` of these, as a Gaussian again, which gives a central section its thickness in Fourier space::
+
+        PSF(r) = mean over v of exp(-|r|^2 / 2 (1 - c^2 + c^2 / extent^2)),   c = cosine between r and v
+
+    Its half width at half maximum R is found in many directions, and the efficiency is ``1 - 2 std(R) / mean(R)``:
+    1 where all directions are resolved alike, 0.71 for side views, evenly about one axis, and 0 for a single view.
+    As the PSF is not divided by the sampling, it judges views as back-projection would, and is kinder than
+    `sampling_compensation` to directions that few views hold.
+
+    cryoEF's own figure also depends on the box and on the B-factor it is given, and on its grid: expect the same
+    order of data sets, not the same digits.
+
+    Parameters
+    ----------
+    poses : Poses
+    symmetry : str
+        Point group of the particle: each view counts for all its equivalents.
+    extent : float
+        Size of the particle over the resolution. It matters only where nearly all views point the same way.
+    n_axes : int
+        Directions at which the width is found, on half of the sphere.
+    """
+    from ..symmetry import point_group
+
+    if len(poses) == 0:
+        raise ValueError("no poses: there is no sampling to judge")
+    if not extent >= 1:
+        raise ValueError(f"extent is 1 or more, got {extent}")
+    views = np.concatenate([np.asarray(poses.matrices)[:, 2] @ g for g in point_group(symmetry)])
+    views, weight = _thinned(views)
+    axes = fibonacci_axes(n_axes)
+    widths = np.empty(n_axes)
+    step = max(1, (1 << 20) // len(views))
+    for i in range(0, n_axes, step):
+        squared = (axes[i : i + step] @ views.T) ** 2
+        rate = 1 - np.minimum(squared, 1.0) * (1 - 1 / extent**2)
+        widths[i : i + step] = np.sqrt(_half_life(rate, weight) / np.log(2))
+    return OrientationEfficiency(axes, widths)
+
+
+def describe_views(poses: Poses, *, symmetry: str = "C1", most: int = 20_000) -> dict[str, float]:
+    """The figures of `orientation_efficiency` and `sampling_compensation` together, in less than a second.
+
+    Of more views than ``most``, symmetry counted, so many are judged: drawn at random, the same ones every time.
+    """
+    from ..symmetry import point_group
+
+    most = max(1, most // len(point_group(symmetry)))
+    if len(poses) > most:
+        poses = poses[np.random.default_rng(0).choice(len(poses), most, replace=False)]
+    extent = orientation_efficiency(poses, symmetry=symmetry)
+    sampling = sampling_compensation(poses, symmetry=symmetry, n_axes=500)
+    return {
+        "efficiency": extent.efficiency,
+        "anisotropy": extent.anisotropy,
+        "scf": sampling.scf,
+        "unsampled": sampling.unsampled,
+    }
+
+
+def _half_life(rate: NDArray, weight: NDArray) -> NDArray:
+    """t at which ``sum weight exp(-rate t)`` is half, for each row of rates.
+
+    Newton's method on the logarithm, which falls and is convex: from 0 it comes up to the root and never beyond.
+    """
+    t = np.zeros(len(rate))
+    for _ in range(100):
+        terms = weight * np.exp(-rate * t[:, None])
+        value = terms.sum(axis=1)
+        step = np.log(2 * value) * value / (terms * rate).sum(axis=1)
+        t += step
+        if (step <= 1e-10 * t).all():
+            break
+    return t
+
+
+def _thinned(views: NDArray, cells: int = 32) -> tuple[NDArray, NDArray]:
+    """Many views by their means in cells of 1 / cells of a radian, and the weights of these; few as they are."""
+    views = np.where(views[:, 2:] < 0, -views, views)  # a view and its opposite smear alike
+    if len(views) <= 4 * cells**2:
+        return views, np.full(len(views), 1 / len(views))
+    cell = np.rint(views * cells).astype(np.int64) + cells
+    _, place = np.unique(cell @ ((2 * cells + 1) ** np.arange(3)), return_inverse=True)
+    means = np.stack([np.bincount(place, weights=column) for column in views.T], axis=1)
+    return means / np.linalg.norm(means, axis=1, keepdims=True), np.bincount(place) / len(views)
 
 
 def fibonacci_axes(n: int) -> NDArray:
