@@ -171,13 +171,17 @@ def test_a_report_is_written_whole_or_not_at_all(tmp_path):
 # --- of commands, in a browser ------------------------------------------------------------------------------
 
 
+PAGES = ("run", "post", "local", "refine", "tilt", "study")
+
+
 @pytest.fixture(scope="module")
 def reports(tmp_path_factory):
-    """The reports of three commands, of files with hostile names."""
+    """The reports of the commands, of files with hostile names."""
     pytest.importorskip("matplotlib")
     from invcryo.cli import main
-    from invcryo.io import write_map
+    from invcryo.io import write_map, write_tilt_series
     from invcryo.metrics import soft_sphere
+    from invcryo.studies.simulated_series import simulated_cell
 
     folder = tmp_path_factory.mktemp("reports")
 
@@ -217,7 +221,14 @@ def reports(tmp_path_factory):
         40,
     )
     call("local-resolution", *halves, "--mask", folder / "mask.mrc", "-o", folder / "local", "--window", "40")
-    return {name: folder / name for name in ("run", "post", "local")}
+    words = ("--init-lowpass", 30, "--max-rounds", 1, "--half-maps", "--data-dir", folder)
+    call("refine", folder / HOSTILE, "--ref", folder / "run" / "map.mrc", "-o", folder / "refine", *words)
+    series, _ = simulated_cell((24, 24, 32), angles_deg=np.arange(-60, 61, 10.0))
+    write_tilt_series(folder / "a<b>.st", series)
+    words = (folder / "a<b>.st", "--lam", 5, "--thickness", 24, "--background", "none")
+    call("stet", "reconstruct", *words, "-o", folder / "tilt")
+    call("stet", "study", *words, "-o", folder / "study", "--fractions", 0.2, 0.1)
+    return {name: folder / name for name in PAGES}
 
 
 @pytest.mark.parametrize(
@@ -236,6 +247,18 @@ def reports(tmp_path_factory):
         ),
         ("post", 4, ["half1<b>.mrc and half2<b>.mrc", "B-factor", "share their prior", "Guinier"]),
         ("local", 2, ["Local resolution of half1<b>.mrc", "Median", "Window"]),
+        (
+            "refine",
+            5,
+            [
+                "Refinement of",
+                HOSTILE,
+                "Quote the FSC of the unregularised",
+                "aligned to maps with this prior",
+            ],
+        ),
+        ("tilt", 2, ["Tilt series a<b>.st", "13 tilts of 32 x 24 pixels", "32 x 24 x 24", "missing wedge"]),
+        ("study", 8, ["Dose study of a<b>.st", "PSNR (dB)", "pixels that were held out", "10\u00a0%"]),
     ],
 )
 def test_reports_of_the_commands(reports, name, pictures, shown):
@@ -251,7 +274,7 @@ def test_reports_of_the_commands(reports, name, pictures, shown):
 
 
 @pytest.mark.browser
-@pytest.mark.parametrize("name", ["run", "post", "local"])
+@pytest.mark.parametrize("name", PAGES)
 def test_reports_in_a_browser(reports, name, tmp_path):
     """On a phone and on a screen: every picture is there, nothing is cut off, the console is silent."""
     source = (reports[name] / "report.html").read_text(encoding="utf-8")

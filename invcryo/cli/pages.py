@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,9 +12,16 @@ if TYPE_CHECKING:
     from ..metrics import FSC, PostProcess
     from ..metrics.local import LocalResolution
     from ..reconstruction import Reconstruction
+    from ..refinement import Refinement
     from ..report import Report
 
 PAGE = "report.html"
+
+#: What the half sets of a refinement with a prior share beyond `SHARED_PRIOR`, even where they are refined apart.
+REFINED_WITH_PRIOR = (
+    "The poses were aligned to maps with this prior, from the same first map in both half sets: what that brings in,"
+    " the FSC of the unregularised half maps does not tell."
+)
 
 _STAGES = {
     "data": "pass over the images",
@@ -135,6 +142,52 @@ def _add_inputs(page: Report, inputs: Mapping[str, Any] | None) -> None:
     page.table(rows)
 
 
+# --- refine -------------------------------------------------------------------------------------------------
+
+_REFINE = {
+    "slices.png": "Central slices of the map.",
+    "fsc.png": "Fourier shell correlation of the unregularised half sets.",
+    "resolution.png": "Resolution by round. It must have come to rest.",
+    "angle_changes.png": "By how much the angles changed from where they began.",
+    "shift_changes.png": "By how much the shifts changed.",
+}
+
+
+def write_refine_page(
+    folder: Path, title: str, result: Refinement, report: Mapping[str, Any], halves: str
+) -> None:
+    """``halves`` says how the half sets were refined."""
+    from ..report import SHARED_PRIOR
+
+    n, size = report["box"], result.pixel_size
+    page = begin(title, f"{count(report['particles'], 'particle')}; {n} x {n} x {n} voxels of {size:g} Å.")
+    page.headline("Resolution", short(result.fsc), f"FSC 0.143, {halves}")
+    page.headline("Particles", report["particles"])
+    page.headline("Rounds", len(result.history), f"stopped by {result.stopped_by}")
+    page.headline("Change of angle", f"{report['median_angle_change_degrees']:.2f}°", "median")
+    page.headline("Change of shift", f"{report['median_shift_change_pixels']:.2f} px", "median")
+    page.headline("Time", f"{report['wall_seconds']:.0f} s", count(report["threads"], "thread"))
+    page.section("Resolution")
+    rows = [(name, short(result.fsc, t)) for name, t in (("FSC 0.143", 0.143), ("FSC 0.5", 0.5))]
+    page.table(rows, caption="of the unregularised half sets")
+    if report["arguments"]["reg"] != "none":
+        page.text(f"{SHARED_PRIOR} {REFINED_WITH_PRIOR}")
+    add_pictures(page, folder, _REFINE)
+    page.section("Numbers")
+    poses = {f"poses: {name}": k for name, k in report["status"].items() if k}
+    page.facts({**_views(report.get("views")), **poses, "images without signal": report["no_signal"]})
+    if result.history:
+        page.section("Rounds")
+        page.table(
+            [
+                (i + 1, h["band"], f"{h['resolution_angstrom']:.2f} Å", f"{100 * h['searched']:.0f} %")
+                for i, h in enumerate(result.history)
+            ],
+            header=("round", "band, Fourier pixels", "FSC 0.143", "searched over all rotations"),
+        )
+    end(page, folder, report)
+
+
 # --- postprocess --------------------------------------------------------------------------------------------
 
 _POSTPROCESS = {
@@ -251,3 +304,101 @@ def write_local_page(
         )
     )
     end(page, folder, {**record, **report})
+
+
+# --- tilt series --------------------------------------------------------------------------------------------
+
+_SERIES = {
+    "slices.png": "Central slices of the map.",
+    "spectrum.png": "Power spectrum across the tilt axis. Between the drawn lines, about the z axis, no tilt has"
+    " measured: what is there, the method made.",
+}
+
+
+def _begin_series(title: str, series: Mapping[str, Any], size: float | None) -> Report:
+    low, high = series["tilt_range_deg"]
+    height, width = series["image_shape"]
+    lead = f"{count(series['tilts'], 'tilt')} of {width} x {height} pixels, {low:g} to {high:g} degrees"
+    return begin(title, lead + (f"; {size:g} Å per pixel." if size else "; the pixel size is not known."))
+
+
+def _end_series(page: Report, folder: Path, record: Mapping[str, Any]) -> None:
+    series = record["series"]
+    facts = _known(
+        {
+            "tilt axis": series["axis"],
+            "turned in the images by, degrees": series["in_plane_angle_deg"],
+            "matter": series["contrast"],
+            "largest shift, pixels": series["largest_shift_pixels"],
+            "thickness, pixels": series["thickness_pixels"],
+        }
+    )
+    page.section("The series").facts(facts)
+    if series["notes"]:
+        page.text("; ".join(series["notes"]) + ".")
+    end(page, folder, record)
+
+
+def write_series_page(folder: Path, title: str, report: Mapping[str, Any]) -> None:
+    """The page of `invcryo stet reconstruct`."""
+    series = report["series"]
+    page = _begin_series(title, series, series["pixel_size"])
+    nz, ny, nx = report["shape"]
+    low, high = series["tilt_range_deg"]
+    page.headline("Method", report["method"])
+    page.headline("Map", f"{nx} x {ny} x {nz}", "voxels")
+    page.headline("Measured", f"{100 * series['measured_fraction']:.3g} %", "of the pixels")
+    page.headline("Tilts", series["tilts"], f"{low:g} to {high:g} degrees")
+    if report["lam"] is not None:
+        page.headline("Lambda", f"{report['lam']:.4g}")
+    page.headline("Time", f"{report['wall_seconds']:.0f} s", count(report["threads"], "thread"))
+    page.section("Resolution")
+    page.text(
+        "One map tells no resolution. Two maps of every other tilt share the prior of the method, so their FSC"
+        " flatters; invcryo stet study compares with a truth, or predicts pixels that were held out. Directions in"
+        " the missing wedge were not measured, whatever the map shows there."
+    )
+    add_pictures(page, folder, _SERIES)
+    _end_series(page, folder, report)
+
+
+def write_study_page(
+    folder: Path,
+    title: str,
+    rows: Sequence[Mapping[str, Any]],
+    metrics: Mapping[str, str],
+    record: Mapping[str, Any],
+) -> None:
+    """The page of `invcryo stet study`: its table, and a curve for each of its figures of merit."""
+    series = record["series"]
+    page = _begin_series(title, series, series["pixel_size"])
+    smallest = min((row["measured"] for row in rows), default=1.0)
+    page.headline("Reconstructions", len(rows))
+    page.headline("Smallest dose", f"{100 * smallest:.3g} %", "of the pixels")
+    page.headline("Time", f"{record['wall_seconds']:.0f} s", count(record["threads"], "thread"))
+    against = "a truth" if record["arguments"].get("truth") else "the reconstruction from all pixels"
+    page.text(
+        f"Reconstructions from fewer pixels, compared with {against}. What is compared with a reconstruction shares"
+        " its prior and its missing wedge: only a truth, and pixels that were held out, tell of these."
+    )
+    page.section("Figures of merit")
+    page.table(
+        [
+            (
+                row["mode"],
+                f"{100 * row['measured']:.3g}\u00a0%",
+                row["method"],
+                row["seed"],
+                row["tilts"],
+                *(None if row.get(name) is None else f"{row[name]:.3g}" for name in metrics),
+            )
+            for row in rows
+        ],
+        header=("mode", "dose", "method", "seed", "tilts", *metrics.values()),
+    )
+    curves = {f"{name}.png": f"{label}, against the dose." for name, label in metrics.items()}
+    sections = {
+        f"sections_{plane}.png": f"Sections {plane} of the target and of all cells." for plane in ("xz", "xy")
+    }
+    add_pictures(page, folder, {**curves, **sections, "spectrum.png": _SERIES["spectrum.png"]})
+    _end_series(page, folder, record)

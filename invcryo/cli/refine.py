@@ -29,6 +29,7 @@ from .common import (
 )
 from .fsc import resolution_text
 from .output import OutputFolder, record, write_json
+from .pages import PAGE, write_refine_page
 from .pictures import draw_slices, matplotlib_is_there
 from .reconstruct import REGULARISERS, load
 
@@ -49,6 +50,7 @@ RESULTS = (
     "resolution.png",
     "particles.csv",
     "rounds.csv",
+    PAGE,
     "run.json",
 )
 
@@ -60,6 +62,7 @@ badly are searched for over all rotations at low resolution. It ends when the FS
 The particles need rough poses (from a class average, an ab-initio map, another program), or --search global.
 
 DIR receives
+  report.html              all of it on one page, to look at first
   map.mrc                  the regularised map of all particles
   half1.mrc, half2.mrc     with --half-maps: of the half sets, which were refined apart; half1_noreg.mrc,
                            half2_noreg.mrc, the same by least squares
@@ -69,6 +72,9 @@ DIR receives
   rounds.csv               round by round; resolution.png, the same as a curve
   angle_changes.png, shift_changes.png, fsc.png, slices.png
   run.json                 options, versions, inputs, times
+
+Quote the FSC of the unregularised half sets that were refined apart (--half-maps), which is fsc.xml. half1.mrc and
+half2.mrc share their prior: their FSC is too good, and tells no resolution.
 
 After each round the state is kept in DIR (unfinished.npz) until the maps are there: a run that was cut short goes on
 from there, to the same result, when the same command is given again.
@@ -256,10 +262,11 @@ def save(
     import numpy as np
 
     from ..io import write_map, write_particles
-    from ..metrics import write_fsc_star, write_fsc_xml
+    from ..metrics import describe_views, write_fsc_star, write_fsc_xml
 
     for text in result.warnings:
         console.warn(text)
+    halves = "half sets refined apart" if args.half_maps else "half sets that shared a map: too good"
     with folder.results() as staging:
         for name in MAPS:
             volume = getattr(result, name)
@@ -280,6 +287,7 @@ def save(
             "half_maps": args.half_maps,
             "resolution_0.143_angstrom": result.fsc.resolution(0.143),
             "status": result.status_counts,
+            "views": describe_views(result.poses, symmetry=args.sym),
             "no_signal": int(result.no_signal.sum()),
             "median_angle_change_degrees": float(np.median(result.angle_change)),
             "median_shift_change_pixels": float(np.median(result.shift_change)),
@@ -287,12 +295,12 @@ def save(
             "warnings": console.warnings,
             **record(args, words, started),
         }
+        write_refine_page(staging, f"Refinement of {Path(args.particles).name}", result, report, halves)
         write_json(staging / "run.json", report)
     report = {"folder": folder.path, "files": [folder.path / name for name in folder.existing], **report}
     n = report["box"]
     console.say(f"{folder.path / 'map.mrc'}: {n} x {n} x {n} voxels of {result.pixel_size:g} angstrom")
     unsound = {name: k for name, k in result.status_counts.items() if k and name != "converged"}
-    halves = "half sets refined apart" if args.half_maps else "half sets that shared a map: too good"
     console.say(
         facts(
             [
@@ -309,6 +317,11 @@ def save(
             ]
         )
     )
+    if args.reg != "none":
+        console.say(
+            "  (of the unregularised maps; regularised halves share their prior, which raises their FSC)"
+        )
+    console.say(f"look at {folder.path / PAGE}")
     return EXIT_DONE, report
 
 

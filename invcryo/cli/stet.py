@@ -28,6 +28,7 @@ from .common import (
     seed,
 )
 from .output import OutputFolder, check_new_files, record, write_json
+from .pages import PAGE, write_series_page, write_study_page
 from .pictures import matplotlib_is_there
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
 METHODS = ("tv", "wavelet", "two-step", "zero-fill", "sirt", "wbp")
 KINDS = ("pixel", "block", "line", "grid")
 _FRACTIONS = (0.5, 0.3, 0.2, 0.1, 0.03)
-_RESULTS = ("map.mrc", "slices.png", "spectrum.png", "run.json")
+_RESULTS = ("map.mrc", "slices.png", "spectrum.png", PAGE, "run.json")
 
 _DESCRIPTION = """\
 Electron tomography from few electrons: plan which pixels to scan, reconstruct a tilt series of which only some pixels
@@ -70,15 +71,17 @@ Reconstruct a tilt series. Pixels that were not measured (--mask, or NaN in the 
 filled in, except by the baselines zero-fill and two-step. The images should be aligned: a tilt axis that lies askew
 (--axis-angle) is taken into account, warps are not.
 
-DIR receives map.mrc, slices.png, spectrum.png with the missing wedge drawn, and run.json.
+DIR receives report.html, to look at first, map.mrc, slices.png, spectrum.png with the missing wedge drawn, and
+run.json.
 """
 _STUDY = """\
 Reconstruct a series again and again from fewer of its pixels: random pixels of all tilts (mode image) against whole
 tilts (mode tilt), at equal dose, by every method; compare each with the truth (--truth) or with the reconstruction
 from all pixels.
 
-DIR receives table.csv, table.json, a curve for each figure of merit, sections, spectrum.png, and cells/ with what
-is done. A study that was cut short goes on where it was: give the same command again.
+DIR receives report.html, to look at first, table.csv, table.json, a curve for each figure of merit, sections,
+spectrum.png, and cells/ with what is done. A study that was cut short goes on where it was: give the same command
+again.
 """
 
 
@@ -396,13 +399,15 @@ def _reconstruct(
                 plot.save(plot.slices(result.volume, pixel_size=size), staging / "slices.png")
                 spectrum = plot.wedge_spectrum(result.volume, series.angles, axis=series.axis)
                 plot.save(spectrum, staging / "spectrum.png")
-            write_json(staging / "run.json", {**record(args, words, started), **report})
+            run_record = {**record(args, words, started), **report}
+            write_series_page(staging, f"Tilt series {Path(args.series).name}", run_record)
+            write_json(staging / "run.json", run_record)
     nz, ny, nx = result.volume.shape
     console.say(f"{args.method}: map of {nx} x {ny} x {nz} voxels")
     if result.lam is not None:
         console.say(facts([("lambda", f"{result.lam:.4g}")]))
     files = [str(folder.path / name) for name in folder.existing]
-    console.say(f"wrote {len(files)} files into {args.output}")
+    console.say(f"wrote {len(files)} files into {args.output}; look at {folder.path / PAGE}")
     return EXIT_DONE, {**report, "files": files}
 
 
@@ -488,12 +493,16 @@ def _study(args: argparse.Namespace, words: Sequence[str], console: Console) -> 
                 fresh=args.fresh,
                 progress=console.progress,
             )
-    write_json(
-        Path(args.output) / "run.json",
-        {**record(args, words, started), "series": series.describe(), "warnings": console.warnings},
-    )
+    folder = Path(args.output)
+    run_record = {
+        **record(args, words, started),
+        "series": series.describe(),
+        "warnings": console.warnings,
+    }
+    write_study_page(folder, f"Dose study of {Path(args.series).name}", rows, METRICS, run_record)
+    write_json(folder / "run.json", run_record)
     console.say(_table(rows, [name for name in METRICS if name != "elongation"]))
-    console.say(f"wrote {args.output}: table.csv, table.json, pictures")
+    console.say(f"wrote {args.output}: table.csv, table.json, pictures; look at {folder / PAGE}")
     return EXIT_DONE, {"rows": rows, "folder": args.output, "warnings": console.warnings}
 
 
