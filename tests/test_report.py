@@ -258,7 +258,7 @@ def reports(tmp_path_factory):
             ],
         ),
         ("tilt", 2, ["Tilt series a<b>.st", "13 tilts of 32 x 24 pixels", "32 x 24 x 24", "missing wedge"]),
-        ("study", 8, ["Dose study of a<b>.st", "PSNR (dB)", "pixels that were held out", "10\u00a0%"]),
+        ("study", 8, ["Dose study of a<b>.st", "PSNR (dB)", "pixels that were held out", "10 %"]),
     ],
 )
 def test_reports_of_the_commands(reports, name, pictures, shown):

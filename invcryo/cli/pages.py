@@ -386,7 +386,7 @@ def write_study_page(
         [
             (
                 row["mode"],
-                f"{100 * row['measured']:.3g}\u00a0%",
+                f"{100 * row['measured']:.3g} %",
                 row["method"],
                 row["seed"],
                 row["tilts"],
