@@ -207,16 +207,17 @@ def test_postprocess_by_direction(cli, maps):
     assert (maps / "post" / "directional_fsc.png").read_bytes()[:8] == PNG
 
 
-def test_postprocess_warns_of_regularised_halves(cli, maps):
+@pytest.mark.parametrize("suffix", ["noreg", "unfil"])
+def test_postprocess_warns_of_regularised_halves(cli, maps, suffix):
     for i in (1, 2):
-        (maps / f"half{i}_noreg.mrc").write_bytes((maps / f"half{i}.mrc").read_bytes())
+        (maps / f"half{i}_{suffix}.mrc").write_bytes((maps / f"half{i}.mrc").read_bytes())
     words = ("-o", maps / "post", "--bfactor", "0")
     code, out, err = cli("postprocess", *halves(maps), *words, "--json")
     assert code == 0 and err.count("is a regularised map") == 2
     assert len(json.loads(out)["warnings"]) == 2
-    noreg = (maps / "half1_noreg.mrc", maps / "half2_noreg.mrc", "--mask", maps / "mask.mrc")
-    _, _, err = cli("postprocess", *noreg, *words, "--overwrite")
-    assert err == ""
+    noreg = (maps / f"half1_{suffix}.mrc", maps / f"half2_{suffix}.mrc", "--mask", maps / "mask.mrc")
+    _, out, err = cli("postprocess", *noreg, *words, "--overwrite")
+    assert err == "" and "regularised ones share their prior" in out
 
 
 def test_postprocess_refuses_and_writes_nothing(cli, maps):

@@ -208,10 +208,11 @@ def test_the_command(sums, tmp_path, cli, monkeypatch):
     code, _, problem = cli("external-reconstruct", moved)  # its folder for the result is not there
     assert code == 1 and "Refine3D" in problem
     code, out, _ = cli("external-reconstruct", moved, "-o", "w.mrc", "--reg", "wiener")
-    assert code == 0 and "wiener" in out
+    assert code == 0 and "wiener" in out and "share it" not in out
     np.testing.assert_array_equal(read_map("w.mrc").data, wiener_map(read_external(moved)))
     code, out, _ = cli("external-reconstruct", star, "--json", "--lam-factor", "0.5")
     report = json.loads(out)
+    assert "_unfil.mrc" in report["note"]
     assert code == 0 and report["regulariser"] == "tv" and Path(report["map"]) == star.parent / "x.mrc"
     record = json.loads(star.with_suffix(".json").read_text())
     assert record["lambda"] == pytest.approx(0.5 * record["lambda_search"][-1]["lambda"])

@@ -313,8 +313,14 @@ def test_command(cli, tmp_path, caplog):
     with caplog.at_level(logging.CRITICAL):
         code, out, err = cli(*words, "--half-maps", "--max-rounds", 5, "--json")
     assert code == 0, err
+    assert "their FSC flatters" in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
     report = json.loads(out)
-    assert report["particles"] == 90 and len(report["rounds"]) == 5 and report["stopped_by"] == "max_rounds"
+    assert (
+        report["views"]["efficiency"] > 0.9
+        and report["particles"] == 90
+        and len(report["rounds"]) == 5
+        and report["stopped_by"] == "max_rounds"
+    )
     for name in ("map", "half1", "half2", "half1_noreg", "half2_noreg"):
         written = read_map(tmp_path / "run" / f"{name}.mrc")
         assert written.data.shape == (N, N, N) and written.pixel_size == pytest.approx(PIXEL)

@@ -24,6 +24,11 @@ from .output import record, write_json
 #: Of `invcryo.inversion.PENALTIES`, written out so that the help needs no NumPy.
 REGULARISERS = ("tv", "tv-aniso", "wavelet", "hessian", "wiener")
 
+_SHARED = (
+    "half maps made with this prior share it: quote no FSC of theirs, but that of RELION's *_unfil.mrc, and know that"
+    " their poses were aligned with the prior"
+)
+
 _DESCRIPTION = """\
 Reconstruct in place of RELION within its own refinement: RELION does the alignment, and this command makes each new
 reference from the Fourier sums that RELION hands over, with a prior that RELION does not have. It is not called by
@@ -121,6 +126,7 @@ def run(args: argparse.Namespace, words: Sequence[str], console: Console) -> tup
                 "iterations": made.iterations,
                 "gap": made.gap,
             }
+            report["note"] = _SHARED
     path = sums.result if args.output is None else Path(args.output)
     # RELION does not say here how large a voxel is, and does not ask
     write_map(path, volume, 1.0, label="invcryo external-reconstruct")
@@ -139,6 +145,8 @@ def run(args: argparse.Namespace, words: Sequence[str], console: Console) -> tup
             ]
         )
     )
+    if "note" in report:
+        console.say(f"  ({_SHARED})")
     return EXIT_DONE, report
 
 

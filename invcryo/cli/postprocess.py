@@ -226,6 +226,7 @@ def run(args: argparse.Namespace, words: Sequence[str], console: Console) -> tup
             write_postprocess_page(staging, (args.half1, args.half2), result, report, run_record)
             write_json(staging / "run.json", {**run_record, **report})
     _tell(args, result, console)
+    console.say("  (it holds for unregularised half maps only: regularised ones share their prior)")
     if cones is not None:
         best, poorest = cones.resolution.min(), cones.resolution.max()
         console.say(
@@ -249,15 +250,16 @@ def run(args: argparse.Namespace, words: Sequence[str], console: Console) -> tup
 
 
 def warn_of_regularised(console: Console, *paths: str) -> None:
-    """Warn of half maps that `invcryo reconstruct` regularised: their unregularised twins lie beside them."""
+    """Warn of half maps that were regularised: their unregularised twins, of invcryo or RELION, lie beside them."""
     for name in paths:
         path = Path(name)
-        twin = path.with_name(f"{path.stem}_noreg{path.suffix}")
-        if twin.exists():
-            console.warn(
-                f"{path} is a regularised map: two halves share their prior, so their FSC is too good and tells"
-                f" no resolution; use {twin}"
-            )
+        for suffix in ("_noreg", "_unfil"):
+            twin = path.with_name(f"{path.stem}{suffix}{path.suffix}")
+            if twin.exists():
+                console.warn(
+                    f"{path} is a regularised map: two halves share their prior, so their FSC is too good and tells"
+                    f" no resolution; use {twin}"
+                )
 
 
 def _bfactor(text: str) -> float | str:
