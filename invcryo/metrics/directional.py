@@ -268,8 +268,8 @@ def orientation_efficiency(
     As the PSF is not divided by the sampling, it judges views as back-projection would, and is kinder than
     `sampling_compensation` to directions that few views hold.
 
-    cryoEF's own figure also depends on the box and on the B-factor it is given, and on its grid: expect the same
-    order of data sets, not the same digits.
+    cryoEF's own figure also depends on the box, the diameter and the B-factor it is given. The two were not run side
+    by side: expect the same order of data sets, not the same digits.
 
     Parameters
     ----------
