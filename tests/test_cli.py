@@ -46,6 +46,7 @@ COMMANDS = (
     "postprocess",
     "local-resolution",
     "stet",
+    "external-reconstruct",
 )
 SMALL = ("--phantom", "blobs", "-n", "60", "--box", "16", "--pixel-size", "4", "--snr", "2", "--shift", "1")
 

@@ -129,11 +129,13 @@ def test_compiled_matrices_against_array_code(order, d, method, dtype):
     z = np.random.default_rng(1).standard_normal((len(PLACES[d]), 7, 9)).astype(dtype)
     z[:, 3] *= 100
     strided = np.repeat(z[..., None], 2, axis=-1)[..., 0]
+    size = np.linalg.norm(
+        z, axis=0
+    )  # of each matrix: NumPy's eigenvectors are good to some units of rounding of it
     for step in (0.01, 1.0, 50.0):
         call = getattr(Schatten(order), method)
         compiled, plain = call(z, step), call(strided, step)
-        assert abs(compiled - plain).max() <= 8 * np.finfo(dtype).eps * 100
-        np.testing.assert_allclose(compiled[:, 0], plain[:, 0], atol=8 * np.finfo(dtype).eps)
+        assert (np.linalg.norm(compiled - plain, axis=0) <= 11 * np.finfo(dtype).eps * size).all()
 
 
 @settings(max_examples=200, deadline=None)
