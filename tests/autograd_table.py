@@ -3,6 +3,7 @@
 The same table runs on the CPU in both precisions, and on whatever else arrays live on.
 """
 
+import gc
 from dataclasses import dataclass
 from typing import Any
 
@@ -351,3 +352,18 @@ def second_order_error(case):
         mine = 0.0 if g is None else inner(g.data, directions[k])
         worst = max(worst, abs(mine - exact) / (scale * np.linalg.norm(directions[k])))
     return worst
+
+
+def objects_left_by(step):
+    """How many more objects there are after 30 steps with the collector off, and how many it then finds."""
+    step()
+    gc.collect()
+    gc.disable()
+    try:
+        before = len(gc.get_objects())
+        for _ in range(30):
+            step()
+        after = len(gc.get_objects())
+    finally:
+        gc.enable()
+    return after - before, gc.collect()

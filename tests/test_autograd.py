@@ -1,11 +1,19 @@
 """The tape: every rule against finite differences, to first and second order, over one table."""
 
-import gc
 import sys
 
 import numpy as np
 import pytest
-from autograd_table import CASES, cases, first_order_error, inner, randoms, second_order_error, value
+from autograd_table import (
+    CASES,
+    cases,
+    first_order_error,
+    inner,
+    objects_left_by,
+    randoms,
+    second_order_error,
+    value,
+)
 
 from invcryo import autograd as ag
 from invcryo.autograd import ops
@@ -173,17 +181,8 @@ def test_no_object_stays_after_a_step():
         (g,) = ag.grad(y, [x], create_graph=True)
         ag.grad(ops.sqrt(ops.squared_norm(g) + 1e-12), [x])
 
-    step()
-    gc.collect()
-    gc.disable()
-    try:
-        before = len(gc.get_objects())
-        for _ in range(30):
-            step()
-        after = len(gc.get_objects())
-    finally:
-        gc.enable()
-    assert after <= before + 2 and gc.collect() == 0
+    grown, cycles = objects_left_by(step)
+    assert grown <= 2 and cycles == 0
 
 
 def test_no_grad_and_value_and_grad():

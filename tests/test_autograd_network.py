@@ -1,11 +1,11 @@
 """Compiled loops against slow twins, layers, rotations, Adam, training, and what is refused."""
 
-import gc
 import subprocess
 import sys
 
 import numpy as np
 import pytest
+from autograd_table import objects_left_by
 
 from invcryo import autograd as ag
 from invcryo.autograd import ops, slices
@@ -303,17 +303,8 @@ def test_no_object_stays_after_a_step_of_a_network():
         penalty = ops.squared_norm(ops.sqrt(ops.squared_norm(slope, (1, 2)) + 1e-12) - 1.0)
         ag.grad(score + penalty, [volume, tree["conv"]["w"]])
 
-    step()
-    gc.collect()
-    gc.disable()
-    try:
-        before = len(gc.get_objects())
-        for _ in range(30):
-            step()
-        after = len(gc.get_objects())
-    finally:
-        gc.enable()
-    assert after <= before + 2 and gc.collect() == 0
+    grown, cycles = objects_left_by(step)
+    assert grown <= 2 and cycles == 0
 
 
 def test_batches():

@@ -51,6 +51,20 @@ def _wrap(i, n):
     return i if i >= 0 else i + n
 
 
+@njit(**_options)
+def _signed(i, n):
+    """Frequency of an index from 0 to n - 1."""
+    return i if 2 * i < n else i - n
+
+
+@njit(**_options)
+def _weight(corner, fx, fy, fz, one):
+    """Trilinear weight of a corner, whose bits say z, y and x; ``one`` is that of the type of the fractions."""
+    weight = fz if corner & 4 else one - fz
+    weight *= fy if corner & 2 else one - fy
+    return weight * (fx if corner & 1 else one - fx)
+
+
 @njit(parallel=True, **_options)
 def central_slice(spectrum, turns, step, radius, out):
     n = spectrum.shape[0]
@@ -60,7 +74,7 @@ def central_slice(spectrum, turns, step, radius, out):
     for row in prange(out.shape[0] * height):
         b = row // height
         iy = row - b * height
-        ky = iy if 2 * iy < height else iy - height
+        ky = _signed(iy, height)
         last = min(_reach(radius, ky), out.shape[2])
         turn = turns[b]
         line = out[b, iy]
@@ -92,7 +106,7 @@ def slice_adjoint(g, turns, step, radius, parts, out):
         for b in range(g.shape[0]):
             turn = turns[b]
             for iy in range(height):
-                ky = iy if 2 * iy < height else iy - height
+                ky = _signed(iy, height)
                 for kx in range(min(_reach(radius, ky), g.shape[2])):
                     x0, y0, z0, fx, fy, fz, mirrored = _cell(turn, kx, ky, step, n)
                     value = g[b, iy, kx]
@@ -123,7 +137,7 @@ def slice_rotations(spectrum, turns, g, step, radius, out):
         turn = turns[b]
         sums = np.zeros((2, 3))
         for iy in range(height):
-            ky = iy if 2 * iy < height else iy - height
+            ky = _signed(iy, height)
             for kx in range(min(_reach(radius, ky), g.shape[2])):
                 x0, y0, z0, fx, fy, fz, mirrored = _cell(turn, kx, ky, step, n)
                 y1, z1 = _wrap(y0 + 1, n), _wrap(z0 + 1, n)
@@ -168,7 +182,7 @@ def mark(turns, step, radius, height, parts, out):
         for b in range(turns.shape[0]):
             turn = turns[b]
             for iy in range(height):
-                ky = iy if 2 * iy < height else iy - height
+                ky = _signed(iy, height)
                 for kx in range(min(_reach(radius, ky), height // 2 + 1)):
                     x0, y0, z0, _, _, _, _ = _cell(turn, kx, ky, step, n)
                     y1 = _wrap(y0 + 1, n)
@@ -191,7 +205,7 @@ def sparse_project(rows, places, factors, turns, step, radius, out):
     for row in prange(out.shape[0] * height):
         b = row // height
         iy = row - b * height
-        ky = iy if 2 * iy < height else iy - height
+        ky = _signed(iy, height)
         last = min(_reach(radius, ky), out.shape[2])
         turn = turns[b]
         line = out[b, iy]
@@ -202,9 +216,7 @@ def sparse_project(rows, places, factors, turns, step, radius, out):
             for corner in range(8):
                 z = _wrap(z0 + (corner >> 2), n)
                 y = _wrap(y0 + (corner >> 1 & 1), n)
-                weight = fz if corner & 4 else one - fz
-                weight *= fy if corner & 2 else one - fy
-                weight *= fx if corner & 1 else one - fx
+                weight = _weight(corner, fx, fy, fz, one)
                 place = places[z, y, x0 + (corner & 1)]
                 for k in range(rows.shape[1]):
                     value += (weight * factors[b, k]) * rows[place, k]
@@ -222,7 +234,7 @@ def sparse_rows(places, factors, g, turns, step, radius, parts, out):
         for b in range(g.shape[0]):
             turn = turns[b]
             for iy in range(height):
-                ky = iy if 2 * iy < height else iy - height
+                ky = _signed(iy, height)
                 for kx in range(min(_reach(radius, ky), g.shape[2])):
                     x0, y0, z0, fx, fy, fz, mirrored = _cell(turn, kx, ky, step, n)
                     value = g[b, iy, kx]
@@ -233,9 +245,7 @@ def sparse_rows(places, factors, g, turns, step, radius, parts, out):
                         if z % parts != part:
                             continue
                         y = _wrap(y0 + (corner >> 1 & 1), n)
-                        weight = fz if corner & 4 else one - fz
-                        weight *= fy if corner & 2 else one - fy
-                        weight *= fx if corner & 1 else one - fx
+                        weight = _weight(corner, fx, fy, fz, one)
                         place = places[z, y, x0 + (corner & 1)]
                         for k in range(out.shape[1]):
                             out[place, k] += (weight * factors[b, k]) * value
@@ -251,7 +261,7 @@ def sparse_factors(rows, places, g, turns, step, radius, out):
         turn = turns[b]
         sums = np.zeros(rows.shape[1])
         for iy in range(height):
-            ky = iy if 2 * iy < height else iy - height
+            ky = _signed(iy, height)
             for kx in range(min(_reach(radius, ky), g.shape[2])):
                 x0, y0, z0, fx, fy, fz, mirrored = _cell(turn, kx, ky, step, n)
                 value = g[b, iy, kx]
@@ -260,9 +270,7 @@ def sparse_factors(rows, places, g, turns, step, radius, out):
                 for corner in range(8):
                     z = _wrap(z0 + (corner >> 2), n)
                     y = _wrap(y0 + (corner >> 1 & 1), n)
-                    weight = fz if corner & 4 else one - fz
-                    weight *= fy if corner & 2 else one - fy
-                    weight *= fx if corner & 1 else one - fx
+                    weight = _weight(corner, fx, fy, fz, one)
                     place = places[z, y, x0 + (corner & 1)]
                     for k in range(rows.shape[1]):
                         a = rows[place, k]
