@@ -39,7 +39,7 @@ from .operators.nufft import GridReader
 from .poses import STATUS, PoseFit, levenberg_marquardt
 from .poses.rotation_grid import rotation_grid
 from .poses.search import global_search
-from .reconstruction import support_mask
+from .reconstruction import support_mask, with_halves
 from .rotation import geodesic_distance
 from .selection import natural_lambda
 from .window import KaiserBessel, Window
@@ -729,19 +729,15 @@ def _masks(mask: Any, box: int) -> tuple[Any, NDArray | None]:
 
 def _split(stack: ParticleStack, half_maps: bool, rng: Any, notes: list[str]) -> ParticleStack:
     """The stack with half sets 1 and 2."""
-    half = stack.half
-    if half is not None:
-        found = {int(h) for h in np.unique(half)}
-        if found == {1, 2}:
-            return stack
-        if half_maps:
-            raise ValueError(
-                f"half-set numbers (rlnRandomSubset) are {sorted(found)}: both 1 and 2 must occur, or leave them out"
-                " and the particles are split at random"
-            )
-    elif half_maps:
+    found = set() if stack.half is None else {int(h) for h in np.unique(stack.half)}
+    if half_maps and found not in (set(), {1, 2}):
+        raise ValueError(
+            f"half-set numbers (rlnRandomSubset) are {sorted(found)}: both 1 and 2 must occur, or leave them out"
+            " and the particles are split at random"
+        )
+    if half_maps and not found:
         notes.append("no half sets in the input: the particles were split at random")
-    return dataclasses.replace(stack, half=np.random.default_rng(rng).permutation(len(stack)) % 2 + 1)
+    return with_halves(stack, rng, [])  # its own notes are of poses that are not refined
 
 
 def _alike(poses: Poses) -> bool:

@@ -20,7 +20,11 @@ __all__ = [
     "matrix_from_rotvec",
     "random_rotations",
     "rotvec_from_matrix",
+    "spiral_views",
 ]
+
+
+_GOLDEN_ANGLE = np.pi * (3 - 5**0.5)
 
 
 def matrix_from_euler(rot: ArrayLike, tilt: ArrayLike, psi: ArrayLike, *, degrees: bool = True) -> NDArray:
@@ -75,6 +79,16 @@ def rotvec_from_matrix(matrices: ArrayLike) -> NDArray:
 def random_rotations(n: int, *, rng: np.random.Generator | int | None = None) -> NDArray:
     """``n`` matrices drawn uniformly on SO(3), (n, 3, 3)."""
     return Rotation.random(n, rng=np.random.default_rng(rng)).as_matrix()
+
+
+def spiral_views(n: int) -> NDArray:
+    """Poses (n, 3, 3) with psi = 0 whose directions lie on a spiral, each with the same area of the sphere.
+
+    Direction k is the third row of matrix k; its height is ``1 - (2 k + 1) / n``.
+    """
+    height = 1 - (2 * np.arange(n) + 1) / n
+    # the tilts about y after rot about z look along (sin tilt cos rot, sin tilt sin rot, cos tilt)
+    return matrix_from_euler(np.arange(n) * _GOLDEN_ANGLE, np.arccos(height), np.zeros(n), degrees=False)
 
 
 def geodesic_distance(a: ArrayLike, b: ArrayLike) -> NDArray:

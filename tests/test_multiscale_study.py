@@ -6,8 +6,7 @@ import pytest
 from invcryo.data import Poses
 from invcryo.metrics import correlation
 from invcryo.operators import Projector
-from invcryo.poses.rotation_grid import spiral_views
-from invcryo.rotation import matrix_from_euler
+from invcryo.rotation import matrix_from_euler, spiral_views
 from invcryo.studies.multiscale import angular_error_study, class_averages, class_study, scale_study
 from invcryo.window import BandLimited
 

@@ -161,7 +161,7 @@ def test_every_score_on_the_grid(rng):
     shift = np.array([[1.3, -0.7]])
     phases = np.exp(1j * shift @ templates.frequencies).astype(np.complex64)
     x = kernels.ring_harmonics(
-        fit._data, phases, templates.turn_real, templates.turn_imag, templates.start, templates.stencil,
+        fit.data, phases, templates.turn_real, templates.turn_imag, templates.start, templates.stencil,
         templates.real.shape[1],
     )  # fmt: skip
     table, where = kernels.best_turns(

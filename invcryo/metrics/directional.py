@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..grid import frequencies
+from ..rotation import spiral_views
 from .fsc import FSC, _checked, _parts, _single_pixel_size, _transform
 
 if TYPE_CHECKING:
@@ -350,7 +351,4 @@ def fibonacci_axes(n: int) -> NDArray:
     """``n`` unit vectors (x, y, z) spread evenly over the half sphere z > 0, by the golden angle."""
     if n < 1:
         raise ValueError(f"n_axes must be 1 or more, got {n}")
-    height = 1 - (np.arange(n) + 0.5) / n
-    turn = np.arange(n) * np.pi * (3 - np.sqrt(5))
-    radius = np.sqrt(1 - height**2)
-    return np.stack([radius * np.cos(turn), radius * np.sin(turn), height], axis=1)
+    return spiral_views(2 * n)[:n, 2]

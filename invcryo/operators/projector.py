@@ -140,10 +140,11 @@ class Projector(_Views):
             used[:, width // 2] = False
         self._index = np.flatnonzero(used)
         iy, ix = np.divmod(self._index, len(wx))
-        self._frequencies = np.stack([wx[ix], wy[iy]])
+        #: In use, (2, m): x and y, radians per pixel; of half the plane.
+        self.frequencies = np.stack([wx[ix], wy[iy]])
         self._transfer = transfer.ravel()[self._index]
-        # every frequency but those of the first column stands for its mirror image too
-        self._multiplicity = np.where(ix == 0, 1.0, 2.0)
+        #: Every frequency but those of the first column stands for its mirror image too, (m,).
+        self.multiplicity = np.where(ix == 0, 1.0, 2.0)
 
     # -- slices of a batch of views -----------------------------------------------------------------------
 
@@ -178,7 +179,7 @@ class Projector(_Views):
         lib = fft(out)
         reader = GridReader(x)
         for part in self._batches():
-            values = reader.at(self._axes(part), self._frequencies)
+            values = reader.at(self._axes(part), self.frequencies)
             spectra = np.empty((len(values), height, width // 2 + 1), self._complex)
             kernels.extract_slices(values, self._index, weight, *self._phases(part), spectra)
             if filters is not None:
@@ -200,12 +201,12 @@ class Projector(_Views):
     def _add_images(self, y: NDArray, filters: ImageFilter | None, total: GridWriter) -> None:
         for part in self._batches():
             response = None if filters is None else filters.values(part)
-            total.add(self._axes(part), self._frequencies, self._strengths(y, part, response))
+            total.add(self._axes(part), self.frequencies, self._strengths(y, part, response))
 
     def _strengths(self, y: NDArray, part: slice, response: NDArray | None) -> NDArray:
         """What some images add at the points of their slices."""
         pixels = self.image_shape[0] * self.image_shape[1]
-        weight = (self._multiplicity * self._transfer / pixels).astype(self.dtype)
+        weight = (self.multiplicity * self._transfer / pixels).astype(self.dtype)
         spectra = fft(y).rfft2(y[part])
         if response is not None:
             spectra *= np.conj(response)
@@ -228,7 +229,7 @@ class Projector(_Views):
                 own = response.real**2 + response.imag**2 if np.iscomplexobj(response) else response**2
                 power = own if power is None else own * power
             powers = self._powers(factor, power, len(strengths))
-            right.add_beside(kernel, self._axes(part), self._frequencies, strengths, powers)
+            right.add_beside(kernel, self._axes(part), self.frequencies, strengths, powers)
 
     def _after(self, left: LinOp) -> Compose:
         return _FilteredProjector(left, self) if isinstance(left, ImageFilter) else super()._after(left)
@@ -271,7 +272,7 @@ class Projector(_Views):
     @property
     def radii(self) -> NDArray:
         """Of the frequencies in use, cycles per pixel, (m,)."""
-        return np.hypot(*self._frequencies) / (2 * np.pi)
+        return np.hypot(*self.frequencies) / (2 * np.pi)
 
     def matched(
         self, y: NDArray, filters: ImageFilter | None = None, weight: NDArray | None = None
@@ -298,7 +299,7 @@ class Projector(_Views):
         pixels = self.image_shape[0] * self.image_shape[1]
         height, width = self.image_shape
         spectra = fft(y).rfft2(y)
-        measure = self._multiplicity / pixels * (1.0 if weight is None else weight)
+        measure = self.multiplicity / pixels * (1.0 if weight is None else weight)
         # the centre of the images goes to the origin
         centre_x, centre_y = (
             np.exp(-2j * np.pi * f * (m // 2)).astype(self._complex)[None].repeat(len(y), axis=0)
@@ -337,7 +338,7 @@ class Projector(_Views):
         phase_y = np.exp(-2j * np.pi * np.outer(shift_y, np.fft.fftfreq(self.image_shape[0])))
         return reader.products(
             self.scale * matrices,
-            self._frequencies,
+            self.frequencies,
             (ix, iy),
             (phase_x, phase_y),
             image,
@@ -374,14 +375,12 @@ class Projector(_Views):
         factor, filters = _plain(W)
         for part in self._batches():
             power = None if filters is None else filters.values(part)  # type: ignore[attr-defined]
-            total.add(
-                self._axes(part), self._frequencies, self._powers(factor, power, part.stop - part.start)
-            )
+            total.add(self._axes(part), self.frequencies, self._powers(factor, power, part.stop - part.start))
 
     def _powers(self, factor: float, power: NDArray | None, n: int) -> NDArray:
         """What ``n`` views add to the kernel at the points of their slices, for the values of a filter."""
         pixels = self.image_shape[0] * self.image_shape[1]
-        weight = (factor * self._multiplicity * self._transfer**2 / pixels).astype(self.dtype)
+        weight = (factor * self.multiplicity * self._transfer**2 / pixels).astype(self.dtype)
         if power is None:
             return np.broadcast_to(weight, (n, weight.size))
         if np.iscomplexobj(power):

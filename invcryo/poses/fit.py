@@ -87,6 +87,17 @@ class PoseFit:
     amplitudes : array_like (n,), optional
         ``a``; default 1.
 
+    Attributes
+    ----------
+    reader : GridReader
+    projector : Projector
+        Of as many views, whose poses do not matter; its ``frequencies`` are those in use.
+    data, power : ndarray, (n, m) and (1 or n, m)
+        The images after ``(F H)^H W``, but for poses, and ``(F H)^H W (F H)``: see `Projector.matched`.
+    energy : ndarray, (n,)
+        ``|y|^2_W``.
+    amplitudes : ndarray, (n,)
+
     Notes
     -----
     Only frequencies in use count, of the images too: without weights and at a cutoff beyond the corners, the cost
@@ -110,7 +121,7 @@ class PoseFit:
     ) -> None:
         self.reader = coefficients if isinstance(coefficients, GridReader) else GridReader(coefficients)
         n = len(images)
-        self._projector = Projector(
+        self.projector = Projector(
             Poses(np.broadcast_to(np.eye(3), (n, 3, 3))),
             KaiserBessel() if window is None else window,
             self.reader.shape,
@@ -122,14 +133,14 @@ class PoseFit:
         if filters is not None and filters.oshape != images.shape:
             raise ValueError(f"the filters are for images {filters.oshape}, these are {images.shape}")
         images = np.asarray(images, self.reader.dtype)
-        radii = self._projector.radii
+        radii = self.projector.radii
         weight = None
         if weights is not None:
             profile = np.asarray(weights, float)
             if profile.ndim != 1 or not np.isfinite(profile).all() or profile.min() < 0:
                 raise ValueError("weights are a vector, finite and not negative, one for each shell")
             weight = np.interp(radii * max(images.shape[1:]), np.arange(len(profile)), profile)
-        self._data, self._power, self.energy = self._projector.matched(images, filters, weight)
+        self.data, self.power, self.energy = self.projector.matched(images, filters, weight)
         finite = np.isfinite(self.energy)
         if not finite.all():
             raise ValueError(
@@ -142,17 +153,17 @@ class PoseFit:
             self.amplitudes = np.array(np.broadcast_to(np.asarray(amplitudes, float), (n,)))
 
     def __len__(self) -> int:
-        return len(self._data)
+        return len(self.data)
 
     @property
     def frequencies(self) -> int:
         """Number of frequencies in use, of half the plane."""
-        return self._data.shape[1]
+        return self.data.shape[1]
 
     @property
     def radii(self) -> NDArray:
         """Of the frequencies in use, cycles per pixel, (m,)."""
-        return self._projector.radii
+        return self.projector.radii
 
     def cost(self, poses: Poses, index: ArrayLike | None = None) -> NDArray:
         """``J`` of each pose, (k,)."""
@@ -179,8 +190,8 @@ class PoseFit:
 
     def sums(self, matrices: NDArray, shifts: NDArray, index: NDArray, *, derivatives: bool) -> NDArray:
         """`overlaps` as (k, 2), or with their derivatives, (k, 25): see `kernels.slice_products`."""
-        return self._projector.products(
-            self.reader, matrices, shifts, index, self._data, self._power, derivatives=derivatives
+        return self.projector.products(
+            self.reader, matrices, shifts, index, self.data, self.power, derivatives=derivatives
         )
 
     def residual(self, poses: Poses, index: ArrayLike | None = None) -> NDArray:
@@ -189,15 +200,15 @@ class PoseFit:
         Real parts, imaginary parts, and one constant: what the images hold where their filter is zero.
         """
         rows = self._rows(poses, index)
-        values = self.reader.at(self._projector.scale * poses.matrices[:, :2], self._projector._frequencies)
+        values = self.reader.at(self.projector.scale * poses.matrices[:, :2], self.projector.frequencies)
         return self._residual(poses, rows, values.astype(complex))
 
     def residual_and_jacobian(self, poses: Poses, index: ArrayLike | None = None) -> tuple[NDArray, NDArray]:
         """`residual` and its derivatives (k, 2 m + 1, 5): the slow twin of `derivatives`."""
         rows = self._rows(poses, index)
-        w, R = self._projector._frequencies, poses.matrices
-        values, slopes = self.reader.with_gradients(self._projector.scale * R[:, :2], w)
-        values, slopes = values.astype(complex), self._projector.scale * slopes.astype(complex)
+        w, R = self.projector.frequencies, poses.matrices
+        values, slopes = self.reader.with_gradients(self.projector.scale * R[:, :2], w)
+        values, slopes = values.astype(complex), self.projector.scale * slopes.astype(complex)
         # q = s R^T (w, 0) moves by s R^T (w x d)
         out_of, right, up = (np.einsum("kmx,kx->km", slopes, R[:, i]) for i in (2, 0, 1))
         columns = [
@@ -216,14 +227,14 @@ class PoseFit:
         root = self._root(rows)
         # (F H)^H W y over the root of (F H)^H W (F H) is sqrt(W) y with the sign of F, which the model then lacks
         there = np.broadcast_to(root > 0, values.shape)
-        seen = np.divide(self._data[rows], root, out=np.zeros(values.shape, complex), where=there)
+        seen = np.divide(self.data[rows], root, out=np.zeros(values.shape, complex), where=there)
         lost = np.maximum(self.energy[rows] - (np.abs(seen) ** 2).sum(axis=1), 0.0)
-        phase = np.exp(-1j * poses.shifts @ self._projector._frequencies)
+        phase = np.exp(-1j * poses.shifts @ self.projector.frequencies)
         residual = self.amplitudes[rows, None] * root * values * phase - seen
         return np.concatenate([residual.real, residual.imag, np.sqrt(lost)[:, None]], axis=1)
 
     def _root(self, rows: NDArray) -> NDArray:
-        root = np.sqrt(self._power.astype(float))
+        root = np.sqrt(self.power.astype(float))
         return root if len(root) == 1 else root[rows]
 
     def residual_power(self, poses: Poses, amplitude: float = 1.0) -> NDArray:
@@ -238,8 +249,8 @@ class PoseFit:
         finally:
             self.amplitudes = before
         total = r.reshape(len(self), 2, -1).sum(axis=(0, 1))
-        shell = np.rint(self.radii * max(self._projector.image_shape)).astype(int)
-        count = np.bincount(shell, self._projector._multiplicity) * max(len(self), 1)
+        shell = np.rint(self.radii * max(self.projector.image_shape)).astype(int)
+        count = np.bincount(shell, self.projector.multiplicity) * max(len(self), 1)
         return np.bincount(shell, total) / np.maximum(count, 1e-300)
 
     # -- arrays -------------------------------------------------------------------------------------------

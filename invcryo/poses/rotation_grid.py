@@ -7,14 +7,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ..rotation import matrix_from_euler
+from ..rotation import spiral_views
 from ..symmetry import point_group
 
-__all__ = ["RotationGrid", "rotation_grid", "spiral_views"]
+__all__ = ["RotationGrid", "rotation_grid"]
 
 #: Measured for 30 to 100 000 directions: no point of the sphere is further from a direction than this over sqrt(n).
 _COVERING = 2.75
-_GOLDEN_ANGLE = np.pi * (3 - 5**0.5)
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,13 +51,6 @@ class RotationGrid:
         c, s, zero = np.cos(angle), np.sin(angle), np.zeros_like(angle)
         in_plane = np.stack([c, -s, zero, s, c, zero, zero, zero, zero + 1], axis=-1)
         return in_plane.reshape(angle.shape + (3, 3)) @ self.views[np.asarray(direction)]
-
-
-def spiral_views(n: int) -> NDArray:
-    """Poses (n, 3, 3) with psi = 0 whose directions lie on a spiral, each with the same area of the sphere."""
-    height = 1 - (2 * np.arange(n) + 1) / n
-    # the tilts about y after rot about z look along (sin tilt cos rot, sin tilt sin rot, cos tilt)
-    return matrix_from_euler(np.arange(n) * _GOLDEN_ANGLE, np.arccos(height), np.zeros(n), degrees=False)
 
 
 def rotation_grid(step_deg: float, group: str | ArrayLike = "C1") -> RotationGrid:

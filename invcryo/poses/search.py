@@ -225,7 +225,7 @@ class _Templates:
         self.sine = (both * np.sin(l * grid.angles)).astype(np.float32)
         # An image to harmonics of rings, the adjoint of the interpolation of slices between rings. With the other half
         # of the plane, harmonic l takes the real parts of the image where it is even, the imaginary ones where odd.
-        frequencies = fit._projector._frequencies
+        frequencies = fit.projector.frequencies
         self.start, self.stencil = _stencils(rho, rings)
         turn = np.exp(-1j * l.T * np.arctan2(frequencies[1], frequencies[0])[:, None]) * 1j ** (l.T % 2)
         self.turn_real, self.turn_imag = turn.real.astype(np.float32), turn.imag.astype(np.float32)
@@ -245,8 +245,8 @@ class _Templates:
         Noise and amplitude of the signal are those that explain the power of the images, shell by shell.
         """
         count = np.maximum(self.members.sum(axis=0), 1)
-        noise = np.where(self.members.sum(axis=0) > 0, fit._power.mean(axis=0) @ self.members, 0) / count
-        seen = np.mean(np.abs(fit._data) ** 2, axis=0) @ self.members / count
+        noise = np.where(self.members.sum(axis=0) > 0, fit.power.mean(axis=0) @ self.members, 0) / count
+        seen = np.mean(np.abs(fit.data) ** 2, axis=0) @ self.members / count
         signal = noise**2 * self.shell_power.mean(axis=0)
         used = seen > 0
         if not used.any():
@@ -266,7 +266,7 @@ class _Templates:
         grid, directions = self.grid, len(self.grid.views)
         phases = np.exp(1j * shifts @ self.frequencies).astype(np.complex64)
         real, imag = kernels.ring_harmonics(
-            fit._data,
+            fit.data,
             phases * self.trust,
             self.turn_real,
             self.turn_imag,
@@ -277,7 +277,7 @@ class _Templates:
         best, where = kernels.best_turns(
             (self.real, self.imag), (real, imag), self.first, self.cosine, self.sine, grid.turns
         )
-        power = (fit._power * self.trust) @ self.members
+        power = (fit.power * self.trust) @ self.members
         length = np.sqrt(np.einsum("ps,ds->pd", power, self.shell_power))
         best[:, :, :directions] /= np.maximum(length, 1e-30)[:, None]
         best[:, :, directions:] = -np.inf

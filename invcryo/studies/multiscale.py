@@ -15,8 +15,7 @@ from ..data import Poses
 from ..inversion import regularised_map
 from ..metrics import FSC, fsc
 from ..operators import Gradient, Projector
-from ..poses.rotation_grid import spiral_views
-from ..rotation import euler_from_matrix, matrix_from_euler, random_rotations
+from ..rotation import euler_from_matrix, matrix_from_euler, random_rotations, spiral_views
 from ..selection import natural_lambda
 from ..window import KaiserBessel
 from .cells import StudyFolder, write_table
