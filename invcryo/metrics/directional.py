@@ -236,7 +236,7 @@ class OrientationEfficiency:
     axes : ndarray, (n, 3)
         Directions in the map, unit vectors (x, y, z), z >= 0.
     widths : ndarray, (n,)
-        Half width at half maximum along each, over that of one image: 1 or more.
+        Distance at which it has fallen to the level, along each, over that of one image: 1 or more.
     """
 
     axes: NDArray
@@ -254,9 +254,9 @@ class OrientationEfficiency:
 
 
 def orientation_efficiency(
-    poses: Poses, *, symmetry: str = "C1", extent: float = 50.0, n_axes: int = 300
+    poses: Poses, *, symmetry: str = "C1", extent: float = 50.0, level: float = 0.5, n_axes: int = 300
 ) -> OrientationEfficiency:
-    """Efficiency of an orientation distribution, after Naydenova and Russo (2017, their program cryoEF).
+    """Efficiency of an orientation distribution: how alike all directions are resolved by back-projection.
 
     The point-spread function of the views is that of H^T H: each view smears a point along its direction v. Here an
     image sees a point as a Gaussian of standard deviation 1 (its envelope; the CTF is left out), and a particle ends
@@ -264,13 +264,15 @@ def orientation_efficiency(
 
         PSF(r) = mean over v of exp(-|r|^2 / 2 (1 - c^2 + c^2 / extent^2)),   c = cosine between r and v
 
-    Its half width at half maximum R is found in many directions, and the efficiency is ``1 - 2 std(R) / mean(R)``:
-    1 where all directions are resolved alike, 0.71 for side views, evenly about one axis, and 0 for a single view.
-    As the PSF is not divided by the sampling, it judges views as back-projection would, and is kinder than
-    `sampling_compensation` to directions that few views hold.
+    The distance R at which it has fallen to ``level`` is found in many directions, and the efficiency is
+    ``1 - 2 std(R) / mean(R)``: 1 where all directions are resolved alike, 0.71 for side views, evenly about one axis,
+    and 0 for a single view. As the PSF is not divided by the sampling, it judges views as back-projection would, and
+    is kinder than `sampling_compensation` to directions that few views hold.
 
-    cryoEF's own figure also depends on the box, the diameter and the B-factor it is given. The two were not run side
-    by side: expect the same order of data sets, not the same digits.
+    The formula is equation 1 of Naydenova and Russo (2017, Nat. Commun. 8, 629; their program is cryoEF). The rest is
+    a definition of ours: cryoEF cuts a PSF of its own, made with a B-factor and a diameter, and does so at 1/e^2 by
+    what the source of cisTEM says of it. Tails count for more there: with ``level=exp(-2)`` side views have 0.29. The
+    two programs were not run side by side. Compare sets of poses by this figure, not with cryoEF's digits.
 
     Parameters
     ----------
@@ -279,6 +281,8 @@ def orientation_efficiency(
         Point group of the particle: each view counts for all its equivalents.
     extent : float
         Size of the particle over the resolution. It matters only where nearly all views point the same way.
+    level : float
+        Part of the peak, between 0 and 1.
     n_axes : int
         Directions at which the width is found, on half of the sphere.
     """
@@ -288,6 +292,8 @@ def orientation_efficiency(
         raise ValueError("no poses: there is no sampling to judge")
     if not extent >= 1:
         raise ValueError(f"extent is 1 or more, got {extent}")
+    if not 0 < level < 1:
+        raise ValueError(f"level lies between 0 and 1, got {level}")
     views = np.concatenate([np.asarray(poses.matrices)[:, 2] @ g for g in point_group(symmetry)])
     views, weight = _thinned(views)
     axes = fibonacci_axes(n_axes)
@@ -296,7 +302,7 @@ def orientation_efficiency(
     for i in range(0, n_axes, step):
         squared = (axes[i : i + step] @ views.T) ** 2
         rate = 1 - np.minimum(squared, 1.0) * (1 - 1 / extent**2)
-        widths[i : i + step] = np.sqrt(_half_life(rate, weight) / np.log(2))
+        widths[i : i + step] = np.sqrt(_fall(rate, weight, level) / -np.log(level))
     return OrientationEfficiency(axes, widths)
 
 
@@ -320,8 +326,8 @@ def describe_views(poses: Poses, *, symmetry: str = "C1", most: int = 20_000) ->
     }
 
 
-def _half_life(rate: NDArray, weight: NDArray) -> NDArray:
-    """t at which ``sum weight exp(-rate t)`` is half, for each row of rates.
+def _fall(rate: NDArray, weight: NDArray, level: float) -> NDArray:
+    """t at which ``sum weight exp(-rate t)`` is at the level, for each row of rates.
 
     Newton's method on the logarithm, which falls and is convex: from 0 it comes up to the root and never beyond.
     """
@@ -329,7 +335,7 @@ def _half_life(rate: NDArray, weight: NDArray) -> NDArray:
     for _ in range(100):
         terms = weight * np.exp(-rate * t[:, None])
         value = terms.sum(axis=1)
-        step = np.log(2 * value) * value / (terms * rate).sum(axis=1)
+        step = np.log(value / level) * value / (terms * rate).sum(axis=1)
         t += step
         if (step <= 1e-10 * t).all():
             break
