@@ -37,6 +37,34 @@ def test_a_script_finds_its_files_from_where_it_lies(tmp_path):
     assert all(line.isprintable() for line in text.splitlines())
 
 
+#: Lines of the forms that the user guide of ChimeraX gives for each command.
+COLOUR = "#[0-9a-f]{6}"
+FORMS = "|".join(
+    (
+        r"#.*",  # a comment
+        r"close",
+        r'open "[^"]+"',
+        rf"volume #\d+ style surface level -?[\d.e+-]+ step \d+( color {COLOUR})?",
+        r"hide #\d+ models",
+        rf"color sample #\d+ map #\d+ palette [\d.e+-]+,{COLOUR}(:[\d.e+-]+,{COLOUR})+",
+        r"set bgColor white",
+        r"lighting soft",
+        r"view #\d+",
+        rf"key( {COLOUR}:[\d.e+-]+){{2,}}",
+    )
+)
+
+
+@pytest.mark.parametrize("level", [0.01234567, 1e-7, 3e9])
+@pytest.mark.parametrize("limits", [None, (2.0, 9.87654), (1e-3, 1e6)])
+def test_every_line_has_a_form_of_the_user_guide(tmp_path, level, limits):
+    coloured = {} if limits is None else {"resolution_file": tmp_path / "l.mrc", "limits": limits}
+    write_cxc(tmp_path / "v.cxc", tmp_path / "m.mrc", level, others=[tmp_path / "h.mrc"], **coloured)
+    lines = (tmp_path / "v.cxc").read_text(encoding="utf-8").splitlines()
+    assert [line for line in lines if not re.fullmatch(FORMS, line)] == []
+    assert sum(line.startswith("open ") for line in lines) == 2 + (limits is not None)
+
+
 def test_a_script_may_be_written_elsewhere_and_moved(tmp_path):
     (tmp_path / "staging").mkdir()
     write_cxc(tmp_path / "staging" / "v.cxc", tmp_path / "a" / "m.mrc", 1.0, folder=tmp_path / "b")

@@ -55,6 +55,13 @@ def write_cxc(
         Resolutions at the ends of the colours, angstrom; needed with ``resolution_file``.
     folder : path-like, optional
         Where the script will lie, if it is moved; names are relative to it.
+
+    Notes
+    -----
+    ChimeraX itself is not among the tests. Its user guide and the parsers of its commands were read for each of these:
+    ``volume`` (style, level, step, color), ``color sample`` (map, palette of ``value,color`` pairs), ``key`` (pairs
+    ``color:label``), ``hide`` (models), ``set`` (bgColor), ``lighting`` (soft), ``view``, ``open``, ``close``. A test
+    holds scripts to these forms.
     """
     path = Path(path)
     if path.suffix != ".cxc":
