@@ -33,6 +33,7 @@ from .inversion import (
 from .memory import MemoryPlan, plan_memory
 from .metrics import FSC, fsc
 from .operators import ImageFilter, LinOp, Projector
+from .operators.nufft import COARSE
 from .selection import choose_lambda, lambda_max, noise_level, scaled_lambda
 from .solvers import Result
 from .testing import check_gram
@@ -41,6 +42,9 @@ from .window import KaiserBessel, Window
 __all__ = ["Reconstruction", "forward_model", "plan", "reconstruct"]
 
 log = logging.getLogger(__name__)
+
+#: Of the transforms, relative: 1e-4 of the map, far below the noise of images.
+ACCURACY = COARSE
 
 
 @dataclass
@@ -81,6 +85,7 @@ def forward_model(
     *,
     scale: float = 1.0,
     cutoff: float | None = 1.0,
+    tol: float | None = None,
     dtype: Any = np.float32,
 ) -> LinOp:
     """``CTF @ Projector`` for a stack: from coefficients on a cube of ``box / scale`` to its images.
@@ -96,6 +101,8 @@ def forward_model(
     cutoff : float, optional
         Leave out image frequencies above this fraction of the Nyquist frequency. The default, 1, leaves out the
         corners of the Fourier square, where RELION's images hold nothing.
+    tol : float, optional
+        Relative accuracy of the transforms: see `Projector`.
     """
     if stack.poses is None:
         raise ValueError(
@@ -110,6 +117,7 @@ def forward_model(
         stack.image_shape,
         scale=scale,
         cutoff=cutoff,
+        tol=tol,
         dtype=dtype,
     )
     if stack.ctf is None:
@@ -185,7 +193,7 @@ def reconstruct(
     start = time.perf_counter()
     window = KaiserBessel() if window is None else window
     notes: list[str] = []
-    model = forward_model(stack, window, scale=scale)
+    model = forward_model(stack, window, scale=scale, tol=ACCURACY)
     support = support_mask(mask, model.ishape, stack.box, scale)
     penalty = None if rule is None else penalty_for(reg, model.ishape)
     planned, error = plan_with_check(stack, model, penalty, rule, scale, half_maps, memory)
@@ -321,7 +329,7 @@ def plan(
         A MemoryError: it does not fit into ``memory`` gigabytes, or what the machine has free.
     """
     rule = _check(reg, lam, False)
-    model = forward_model(stack, window, scale=scale)
+    model = forward_model(stack, window, scale=scale, tol=ACCURACY)
     penalty = None if rule is None else penalty_for(reg, model.ishape)
     return plan_with_check(stack, model, penalty, rule, scale, half_maps, memory)[0]
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from invcryo.backend import use
-from invcryo.operators.nufft import GridReader, GridWriter, _fine_size
+from invcryo.operators.nufft import COARSE, GridReader, GridWriter, _fine_size
 
 TOLERANCE = {"f4": 5e-5, "f8": 1e-11}
 SHAPES = [
@@ -59,8 +59,8 @@ def read(reader, points):
     return reader.at(*as_planes(points))[:, 0]
 
 
-def written(shape, dtype, points, s, *, real=False, parts=1):
-    writer = GridWriter(shape, dtype, real=real)
+def written(shape, dtype, points, s, *, real=False, parts=1, tol=None):
+    writer = GridWriter(shape, dtype, real=real, tol=tol)
     s = s.real if real else s
     for part in np.array_split(np.arange(len(s)), parts):
         writer.add(*as_planes(points[:, part]), s[part, None])
@@ -104,11 +104,35 @@ def test_sum_of_real_strengths(shape, dtype, rng):
 
 
 @every_shape
+def test_a_coarser_accuracy(shape, rng):
+    c, points, s = problem(shape, "f4", rng)
+    allowed = COARSE / 3e-5 * TOLERANCE["f4"]
+    assert relative(read(GridReader(c, COARSE), points), direct_values(c, points)) < allowed
+    assert relative(written(shape, "f4", points, s, tol=COARSE), direct_sum(shape, points, s)) < allowed
+    s.imag = 0
+    even = written(shape, "f4", points, s, real=True, tol=COARSE)
+    assert relative(even, direct_sum(shape, points, s)) < allowed
+
+
+def test_the_cheapest_accuracy_that_is_enough(rng):
+    c, points, _ = problem((16, 18, 20), "f4", rng)
+    fine, coarse = (read(GridReader(c, tol), points) for tol in (None, COARSE))
+    np.testing.assert_array_equal(read(GridReader(c, 0.9 * COARSE), points), fine)
+    np.testing.assert_array_equal(read(GridReader(c, 0.1), points), coarse)
+    assert relative(coarse, fine) > 1e-5
+    for tol in (1e-6, np.nan):
+        with pytest.raises(ValueError, match=f"tol = {tol:g}: in float32 the transform is accurate to 3e-05"):
+            GridReader(c, tol)
+    GridReader(c.astype("f8"), COARSE)  # has one that is better
+
+
+@every_shape
 @both_types
-def test_writer_is_the_adjoint_of_the_reader(shape, dtype, rng):
+@pytest.mark.parametrize("tol", [None, COARSE])
+def test_writer_is_the_adjoint_of_the_reader(shape, dtype, tol, rng):
     c, points, s = problem(shape, dtype, rng)
-    values = read(GridReader(c), points).astype(complex)
-    total = written(shape, dtype, points, s.copy())
+    values = read(GridReader(c, tol), points).astype(complex)
+    total = written(shape, dtype, points, s.copy(), tol=tol)
     difference = np.vdot(s, values).real - np.vdot(total.astype(float), c)
     # the accuracy of the transform does not enter: both are one map, up to rounding
     assert abs(difference) < 20 * np.finfo(dtype).eps * np.linalg.norm(values) * np.linalg.norm(s)

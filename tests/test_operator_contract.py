@@ -120,6 +120,7 @@ TABLE = {
     "projector": (ops.Projector, projector),
     "projector-scaled": (ops.Projector, lambda d: projector(d, scale=1.7)),
     "projector-cutoff": (ops.Projector, lambda d: projector(d, cutoff=0.8)),
+    "projector-coarse": (ops.Projector, lambda d: projector(d, tol=5e-4)),
     "projector-band-limited": (
         ops.Projector,
         lambda d: ops.Projector(poses(), BandLimited(), (7, 6, 5), (8, 7), dtype=d),

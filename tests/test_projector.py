@@ -10,7 +10,7 @@ from invcryo.ctf import CTF
 from invcryo.data import Poses
 from invcryo.io import read_map, read_particles
 from invcryo.operators import Gradient, ImageFilter, Projector, RealSpaceProjector, Synthesis, Toeplitz
-from invcryo.operators.nufft import TOLERANCE
+from invcryo.operators.nufft import COARSE, TOLERANCE
 from invcryo.rotation import matrix_from_euler, random_rotations
 from invcryo.symmetry import _permuted, point_group
 from invcryo.testing import check_adjoint, check_gram
@@ -250,6 +250,19 @@ def test_cutoff_is_a_fraction_of_nyquist(rng):
     expected = np.fft.irfft2(np.fft.rfft2(full(c)) * (radius <= 0.3), s=(15, 15))
     assert relative(cut(c), expected) < 1e-10
     assert check_gram(cut, x=c) < 1e-10
+
+
+def test_a_coarser_accuracy_of_the_transforms(rng):
+    c = rng.standard_normal((12, 13, 12)).astype(np.float32)
+    poses = views(5, rng)
+    fine, coarse = (Projector(poses, KaiserBessel(), c.shape, 15, tol=tol) for tol in (None, COARSE))
+    y = fine(c)
+    assert 1e-5 < relative(coarse(c), y) < 2 * COARSE
+    assert 1e-5 < relative(coarse.H(y), fine.H(y)) < 2 * COARSE
+    assert 1e-5 < relative(coarse.gram().kernel, fine.gram().kernel) < 2 * COARSE
+    assert check_gram(coarse, x=c) < 2 * COARSE
+    with pytest.raises(ValueError, match="accurate to 3e-05 at best"):
+        Projector(poses, KaiserBessel(), 12, tol=1e-7)
 
 
 # -- the adjoint -------------------------------------------------------------------------------------------

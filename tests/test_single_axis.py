@@ -116,15 +116,16 @@ def test_same_bits_on_any_number_of_threads(dtype, rng):
 
 def test_lines_are_the_sums_they_say(rng):
     """The loops against the sum over all cells of the grid, wrapped round both its ends."""
-    from invcryo.operators.nufft import _kaiser_bessel, _polynomials
+    from invcryo.operators.nufft import _kaiser_bessel, _polynomials, spreading
 
     dtype, fine, planes = np.dtype(np.float64), (36, 40), 16
     lines, frequencies = rng.uniform(-1, 1, (2, 2)), rng.uniform(-0.5, 0.5, 3)
-    points = kernels.TiltedLines(lines, frequencies, fine, _polynomials(dtype))
+    kernel = spreading(dtype)
+    points = kernels.TiltedLines(lines, frequencies, fine, _polynomials(kernel))
     grid = rng.standard_normal((*fine, planes)) + 1j * rng.standard_normal((*fine, planes))
     transfer, across = rng.random((3, 7)), np.exp(1j * rng.random((2, 3)))
     along = np.exp(1j * rng.random((2, 7)))
-    width = kernels.SPREADING["float64"][0]
+    width = kernel.width
     matrix = np.zeros((2, 3, *fine))
     for p in range(2):
         for r in range(3):
@@ -132,7 +133,7 @@ def test_lines_are_the_sums_they_say(rng):
             for axis in range(2):
                 u = np.arange(fine[axis]) - fine[axis] * (lines[p, axis] * frequencies[r] % 1.0)
                 u = (u + fine[axis] / 2) % fine[axis] - fine[axis] / 2
-                weights.append(np.where(np.abs(u) <= width / 2, _kaiser_bessel(2 * u / width, dtype), 0))
+                weights.append(np.where(np.abs(u) <= width / 2, _kaiser_bessel(2 * u / width, kernel), 0))
             matrix[p, r] = np.outer(*weights)
     factors = transfer * across[:, :, None] * along[:, None]
     out = np.empty((2, 3, 7), complex)

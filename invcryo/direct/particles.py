@@ -16,6 +16,7 @@ from ..data import ParticleStack
 from ..inversion import supported
 from ..metrics import fsc
 from ..reconstruction import (
+    ACCURACY,
     Reconstruction,
     doubts_about,
     forward_model,
@@ -65,7 +66,7 @@ def direct_reconstruction(
     start = time.perf_counter()
     window = KaiserBessel() if window is None else window
     notes: list[str] = []
-    model = forward_model(stack, window, scale=scale)
+    model = forward_model(stack, window, scale=scale, tol=ACCURACY)
     support = support_mask(mask, model.ishape, stack.box, scale)
     halves = half_maps or wiener
     planned, error = plan_with_check(stack, model, None, None, scale, halves, memory)

@@ -19,6 +19,7 @@ from ..backend import array_module, threads
 __all__ = [
     "SEARCH_LANES",
     "SPREADING",
+    "WIDEST",
     "SortedPoints",
     "TiltedLines",
     "add_slices",
@@ -49,9 +50,12 @@ __all__ = [
     "wavelet_synthesis",
 ]
 
-#: Of the spreading kernel, by type: cells that a point reaches per axis, lanes of the vector that holds their weights,
-#: degree of the polynomials that give them.
-SPREADING = {"float32": (8, 8, 9), "float64": (14, 16, 19)}
+#: Of the spreading kernels, by type and by the number of cells that a point reaches per axis: lanes of the vector that
+#: holds their weights, degree of the polynomials that give them.
+SPREADING = {("float32", 8): (8, 9), ("float32", 6): (8, 8), ("float64", 14): (16, 19)}
+
+#: Width of the most accurate one.
+WIDEST = {"float32": 8, "float64": 14}
 
 #: Directions that the search over rotations takes at a time: their number is padded to a multiple of it.
 SEARCH_LANES = 64
@@ -167,6 +171,11 @@ def matrix_norms(x: NDArray, nuclear: bool) -> tuple[float, float]:
     return total, float(peaks.max()) if np.isfinite(total) else total
 
 
+def _reach(width: int) -> tuple[int, ...]:
+    """The cells that a point reaches: a tuple, whose length is part of its type, so that loops over it are unrolled."""
+    return tuple(range(width))
+
+
 class SortedPoints:
     """Points ``frequencies[0, k] axes[p, 0] + frequencies[1, k] axes[p, 1]`` in the order of the blocks of a grid.
 
@@ -215,25 +224,32 @@ class SortedPoints:
             yield np.concatenate(shares), np.cumsum([0, *map(len, shares)])
 
     def spread(
-        self, strengths: NDArray, coefficients: NDArray, margin: int, grid: NDArray, finer: int = 1
+        self,
+        strengths: NDArray,
+        coefficients: NDArray,
+        width: int,
+        margin: int,
+        grid: NDArray,
+        finer: int = 1,
     ) -> None:
         """Add strengths (n * m,) to a grid with margins, those of points that were replaced as their conjugates.
 
-        ``finer`` is 2 for a grid of twice as many samples per turn.
+        ``coefficients`` are the polynomials of a spreading kernel of ``width`` cells; ``finer`` is 2 for a grid of
+        twice as many samples per turn.
         """
         loops = _nufft(strengths, grid, work=strengths.size)
-        width = SPREADING[self._places.dtype.name][0]
         for blocks, ends in self._shares(apart=True):
             loops.spread(grid, margin, finer, self._block, self._blocks, blocks, ends, self._starts, self._places,
-                         self._order, strengths, coefficients, width)  # fmt: skip
+                         self._order, strengths, coefficients, _reach(width))  # fmt: skip
 
-    def interpolate(self, grid: NDArray, coefficients: NDArray, margin: int, values: NDArray) -> None:
+    def interpolate(
+        self, grid: NDArray, coefficients: NDArray, width: int, margin: int, values: NDArray
+    ) -> None:
         """The transpose of `spread`."""
         loops = _nufft(values, grid, work=values.size)
-        width = SPREADING[self._places.dtype.name][0]
         for blocks, ends in self._shares(apart=False):
             loops.interpolate(grid, margin, self._block, self._blocks, blocks, ends, self._starts, self._places,
-                              self._order, coefficients, width, values)  # fmt: skip
+                              self._order, coefficients, _reach(width), values)  # fmt: skip
 
 
 class TiltedLines:
@@ -247,7 +263,7 @@ class TiltedLines:
     fine : (rows, columns)
         Samples per turn.
     coefficients : (degree + 1, lanes)
-        Polynomials of the spreading kernel, of the type of the grid.
+        Polynomials of the widest spreading kernel, of the type of the grid.
 
     Notes
     -----
@@ -261,7 +277,7 @@ class TiltedLines:
         self, lines: NDArray, frequencies: NDArray, fine: tuple[int, int], coefficients: NDArray
     ) -> None:
         dtype = coefficients.dtype
-        width = SPREADING[dtype.name][0]
+        width = WIDEST[dtype.name]
         shape = (len(lines), frequencies.size, 2, width)
         self._cells, self._weights = np.empty(shape, np.uint16), np.empty(shape, dtype)
         loops = _tilt(lines, work=self._cells.size)
@@ -308,19 +324,19 @@ def _nufft(*arrays: Any, work: int) -> Any:
     return importlib.import_module("invcryo.kernels.cpu_nufft")
 
 
-def slice_gradients(grid: NDArray, margin: int, fine: tuple[int, ...], coefficients: NDArray, frames: NDArray,
-                    frequencies: NDArray, values: NDArray, gradients: NDArray) -> None:  # fmt: skip
+def slice_gradients(grid: NDArray, margin: int, fine: tuple[int, ...], coefficients: NDArray, width: int,
+                    frames: NDArray, frequencies: NDArray, values: NDArray, gradients: NDArray) -> None:  # fmt: skip
     """Values (n, m) of a transform at ``wx frames[p, 0] + wy frames[p, 1]`` turns, and its gradients (n, m, 3) in x, y,
     z per turn: those of the interpolant."""
-    width = SPREADING[coefficients.dtype.name][0]
     _poses(grid, work=values.size).slice_gradients(
-        grid, margin, fine, coefficients, width, frames, frequencies, values, gradients
+        grid, margin, fine, coefficients, _reach(width), frames, frequencies, values, gradients
     )
 
 
-def slice_products(grid: NDArray, margin: int, fine: tuple[int, ...], coefficients: NDArray, frames: NDArray,
-                   frequencies: NDArray, index: tuple[NDArray, NDArray], phases: tuple[NDArray, NDArray],
-                   image: NDArray, data: NDArray, power: NDArray, derivatives: bool) -> NDArray:  # fmt: skip
+def slice_products(grid: NDArray, margin: int, fine: tuple[int, ...], coefficients: NDArray, width: int,
+                   frames: NDArray, frequencies: NDArray, index: tuple[NDArray, NDArray],
+                   phases: tuple[NDArray, NDArray], image: NDArray, data: NDArray, power: NDArray,
+                   derivatives: bool) -> NDArray:  # fmt: skip
     """Sums over the points j of view p, whose values are ``v``, at a time against ``data[i]``, ``i = image[p]``::
 
         0       Re sum conj(data[i, j]) v[j] e[j],      e[j] = phase_x[p, ix[j]] phase_y[p, iy[j]]
@@ -338,10 +354,21 @@ def slice_products(grid: NDArray, margin: int, fine: tuple[int, ...], coefficien
     """
     loops = _poses(grid, data, work=len(image) * frequencies.shape[1])
     out = np.empty((len(image), 25 if derivatives else 2))
-    width = SPREADING[coefficients.dtype.name][0]
     loop = loops.slice_derivatives if derivatives else loops.slice_products
     loop(
-        grid, margin, fine, coefficients, width, frames, frequencies, *index, *phases, image, data, power, out
+        grid,
+        margin,
+        fine,
+        coefficients,
+        _reach(width),
+        frames,
+        frequencies,
+        *index,
+        *phases,
+        image,
+        data,
+        power,
+        out,
     )
     return out
 

@@ -34,9 +34,10 @@ class _Point:
     A plain loop would have to allow for rows and weights that overlap in memory.
     """
 
-    def __init__(self, context, builder, dtype, coefficients):
+    def __init__(self, context, builder, dtype, coefficients, width):
         self.builder, self.complex = builder, isinstance(dtype, types.Complex)
-        self.width, self.lanes, self.degree = SPREADING[_real(dtype).name]
+        self.width = width
+        self.lanes, self.degree = SPREADING[_real(dtype).name, width]
         self.scalar, self.bytes = (_F32, 4) if _real(dtype) == types.float32 else (_F64, 8)
         self.row = self.lanes * (2 if self.complex else 1)
         table = coefficients.data
@@ -103,16 +104,16 @@ def _cells(context, builder, kind, grid, places):
 
 
 @intrinsic
-def _add_point(typingctx, grid, z, y, x, coefficients, uz, uy, ux, strength):
-    """``grid[z + i, y + j, x + k] += strength w(uz)[i] w(uy)[j] w(ux)[k]``."""
+def _add_point(typingctx, grid, z, y, x, coefficients, reach, uz, uy, ux, strength):
+    """``grid[z + i, y + j, x + k] += strength w(uz)[i] w(uy)[j] w(ux)[k]`` for i, j, k in ``reach``."""
 
     def code(context, builder, signature, args):
         table = context.make_array(signature.args[4])(context, builder, args[4])
-        p = _Point(context, builder, grid.dtype, table)
+        p = _Point(context, builder, grid.dtype, table, reach.count)
         array, first = _cells(context, builder, grid, args[0], args[1:4])
-        wz, wy, wx = (p.weights(u) for u in args[5:8])
+        wz, wy, wx = (p.weights(u) for u in args[6:9])
         if p.complex:
-            s = context.make_complex(builder, grid.dtype, value=args[8])
+            s = context.make_complex(builder, grid.dtype, value=args[9])
             pair = ir.Constant(p.vector(p.row), ir.Undefined)
             pair = builder.insert_element(pair, s.real, _I32(0))
             pair = builder.insert_element(pair, s.imag, _I32(1))
@@ -120,7 +121,7 @@ def _add_point(typingctx, grid, z, y, x, coefficients, uz, uy, ux, strength):
                 p.shuffled(wx, [k // 2 for k in range(p.row)]), p.shuffled(pair, [0, 1] * p.lanes)
             )
         else:
-            wx = builder.fmul(wx, p.everywhere(args[8], p.row))
+            wx = builder.fmul(wx, p.everywhere(args[9], p.row))
         along_y = [p.lane(wy, j, p.row) for j in range(p.width)]
         for i, plane in enumerate(p.rows(first, array.strides)):
             part = builder.fmul(wx, p.lane(wz, i, p.row))
@@ -129,18 +130,20 @@ def _add_point(typingctx, grid, z, y, x, coefficients, uz, uy, ux, strength):
         return context.get_dummy_value()
 
     u = _real(grid.dtype)
-    return types.void(grid, types.intp, types.intp, types.intp, coefficients, u, u, u, grid.dtype), code
+    return types.void(
+        grid, types.intp, types.intp, types.intp, coefficients, reach, u, u, u, grid.dtype
+    ), code
 
 
 @intrinsic
-def _value_at_point(typingctx, grid, z, y, x, coefficients, uz, uy, ux):
+def _value_at_point(typingctx, grid, z, y, x, coefficients, reach, uz, uy, ux):
     """The transpose of `_add_point` for one complex value."""
 
     def code(context, builder, signature, args):
         table = context.make_array(signature.args[4])(context, builder, args[4])
-        p = _Point(context, builder, grid.dtype, table)
+        p = _Point(context, builder, grid.dtype, table, reach.count)
         array, first = _cells(context, builder, grid, args[0], args[1:4])
-        wz, wy, wx = (p.weights(u) for u in args[5:8])
+        wz, wy, wx = (p.weights(u) for u in args[6:9])
         along_y = [p.lane(wy, j, p.row) for j in range(p.width)]
         total = ir.Constant(p.vector(p.row), [0.0] * p.row)
         for i, plane in enumerate(p.rows(first, array.strides)):
@@ -158,7 +161,7 @@ def _value_at_point(typingctx, grid, z, y, x, coefficients, uz, uy, ux):
         return out._getvalue()
 
     u = _real(grid.dtype)
-    return grid.dtype(grid, types.intp, types.intp, types.intp, coefficients, u, u, u), code
+    return grid.dtype(grid, types.intp, types.intp, types.intp, coefficients, reach, u, u, u), code
 
 
 # -- sorting -----------------------------------------------------------------------------------------------
@@ -228,10 +231,10 @@ def _corner(key, block, blocks, margin):
 
 @njit(parallel=True, **_options)
 def spread(
-    grid, margin, finer, block, blocks, work, ends, starts, places, order, strengths, coefficients, width
+    grid, margin, finer, block, blocks, work, ends, starts, places, order, strengths, coefficients, reach
 ):
     real = places.dtype.type
-    half, last, times = real(width / 2), real(width - 1), real(finer)
+    half, last, times = real(len(reach) / 2), real(len(reach) - 1), real(finer)
     block = (finer * block[0], finer * block[1], finer * block[2])
     for t in prange(ends.size - 1):
         for key in work[ends[t] : ends[t + 1]]:
@@ -242,16 +245,16 @@ def spread(
                 j = order[i]
                 s = np.conj(strengths[~j]) if j < 0 else strengths[j]
                 _add_point(
-                    grid, z0 + iz, y0 + iy, x0 + ix, coefficients,
+                    grid, z0 + iz, y0 + iy, x0 + ix, coefficients, reach,
                     real(2) * (real(iz) - z) + last, real(2) * (real(iy) - y) + last, real(2) * (real(ix) - x) + last,
                     s,
                 )  # fmt: skip
 
 
 @njit(parallel=True, **_options)
-def interpolate(grid, margin, block, blocks, work, ends, starts, places, order, coefficients, width, values):
+def interpolate(grid, margin, block, blocks, work, ends, starts, places, order, coefficients, reach, values):
     real = places.dtype.type
-    half, last = real(width / 2), real(width - 1)
+    half, last = real(len(reach) / 2), real(len(reach) - 1)
     for t in prange(ends.size - 1):
         for key in work[ends[t] : ends[t + 1]]:
             z0, y0, x0 = _corner(key, block, blocks, margin)
@@ -259,7 +262,7 @@ def interpolate(grid, margin, block, blocks, work, ends, starts, places, order, 
                 z, y, x = places[i, 0], places[i, 1], places[i, 2]
                 iz, iy, ix = math.ceil(z - half), math.ceil(y - half), math.ceil(x - half)
                 v = _value_at_point(
-                    grid, z0 + iz, y0 + iy, x0 + ix, coefficients,
+                    grid, z0 + iz, y0 + iy, x0 + ix, coefficients, reach,
                     real(2) * (real(iz) - z) + last, real(2) * (real(iy) - y) + last, real(2) * (real(ix) - x) + last,
                 )  # fmt: skip
                 j = order[i]

@@ -37,14 +37,14 @@ class _SteepPoint(_Point):
 
 
 @intrinsic
-def _value_and_slopes_at_point(typingctx, grid, z, y, x, coefficients, uz, uy, ux):
+def _value_and_slopes_at_point(typingctx, grid, z, y, x, coefficients, reach, uz, uy, ux):
     """`_value_at_point`, and its derivatives in ``uz``, ``uy`` and ``ux``."""
 
     def code(context, builder, signature, args):
         table = context.make_array(signature.args[4])(context, builder, args[4])
-        p = _SteepPoint(context, builder, grid.dtype, table)
+        p = _SteepPoint(context, builder, grid.dtype, table, reach.count)
         array, first = _cells(context, builder, grid, args[0], args[1:4])
-        (wz, dz), (wy, dy), (wx, dx) = (p.weights_and_slopes(u) for u in args[5:8])
+        (wz, dz), (wy, dy), (wx, dx) = (p.weights_and_slopes(u) for u in args[6:9])
         along_y = [(p.lane(wy, j, p.row), p.lane(dy, j, p.row)) for j in range(p.width)]
         nothing = ir.Constant(p.vector(p.row), [0.0] * p.row)
         value = steep_z = steep_y = nothing
@@ -69,18 +69,18 @@ def _value_and_slopes_at_point(typingctx, grid, z, y, x, coefficients, uz, uy, u
 
     u = _real(grid.dtype)
     out = types.UniTuple(grid.dtype, 4)
-    return out(grid, types.intp, types.intp, types.intp, coefficients, u, u, u), code
+    return out(grid, types.intp, types.intp, types.intp, coefficients, reach, u, u, u), code
 
 
 @njit(inline="always")
-def _value(grid, margin, fine, coefficients, width, frame, wx, wy):
+def _value(grid, margin, fine, coefficients, reach, frame, wx, wy):
     """Of the transform at ``wx frame[0] + wy frame[1]`` turns."""
     real = coefficients.dtype.type
-    half, last = width / 2, width - 1
+    half, last = len(reach) / 2, len(reach) - 1
     z, y, x, turned = _place(frame, wx, wy, fine)
     iz, iy, ix = math.ceil(z - half), math.ceil(y - half), math.ceil(x - half)
     v = _value_at_point(
-        grid, margin + iz, margin + iy, margin + ix, coefficients,
+        grid, margin + iz, margin + iy, margin + ix, coefficients, reach,
         real(2 * (iz - z) + last), real(2 * (iy - y) + last), real(2 * (ix - x) + last),
     )  # fmt: skip
     v = complex(v)
@@ -88,14 +88,14 @@ def _value(grid, margin, fine, coefficients, width, frame, wx, wy):
 
 
 @njit(inline="always")
-def _value_and_gradient(grid, margin, fine, coefficients, width, frame, wx, wy):
+def _value_and_gradient(grid, margin, fine, coefficients, reach, frame, wx, wy):
     """Of the transform at ``wx frame[0] + wy frame[1]`` turns: value, derivatives along x, y, z per turn."""
     real = coefficients.dtype.type
-    half, last = width / 2, width - 1
+    half, last = len(reach) / 2, len(reach) - 1
     z, y, x, turned = _place(frame, wx, wy, fine)
     iz, iy, ix = math.ceil(z - half), math.ceil(y - half), math.ceil(x - half)
     v, gz, gy, gx = _value_and_slopes_at_point(
-        grid, margin + iz, margin + iy, margin + ix, coefficients,
+        grid, margin + iz, margin + iy, margin + ix, coefficients, reach,
         real(2 * (iz - z) + last), real(2 * (iy - y) + last), real(2 * (ix - x) + last),
     )  # fmt: skip
     value = complex(v)
@@ -106,18 +106,18 @@ def _value_and_gradient(grid, margin, fine, coefficients, width, frame, wx, wy):
 
 
 @njit(parallel=True, **_options)
-def slice_gradients(grid, margin, fine, coefficients, width, frames, frequencies, values, gradients):
+def slice_gradients(grid, margin, fine, coefficients, reach, frames, frequencies, values, gradients):
     for p in prange(values.shape[0]):
         for j in range(values.shape[1]):
             v, gx, gy, gz = _value_and_gradient(
-                grid, margin, fine, coefficients, width, frames[p], frequencies[0, j], frequencies[1, j]
+                grid, margin, fine, coefficients, reach, frames[p], frequencies[0, j], frequencies[1, j]
             )
             values[p, j] = v
             gradients[p, j, 0], gradients[p, j, 1], gradients[p, j, 2] = gx, gy, gz
 
 
 @njit(parallel=True, **_options)
-def slice_products(grid, margin, fine, coefficients, width, frames, frequencies, ix, iy, phase_x, phase_y, image,
+def slice_products(grid, margin, fine, coefficients, reach, frames, frequencies, ix, iy, phase_x, phase_y, image,
                    data, power, out):  # fmt: skip
     for p in prange(out.shape[0]):
         frame, dx, dy = frames[p], phase_x[p], phase_y[p]
@@ -126,7 +126,7 @@ def slice_products(grid, margin, fine, coefficients, width, frames, frequencies,
         xy = 0.0
         xx = 0.0
         for j in range(ix.size):
-            v = _value(grid, margin, fine, coefficients, width, frame, frequencies[0, j], frequencies[1, j])
+            v = _value(grid, margin, fine, coefficients, reach, frame, frequencies[0, j], frequencies[1, j])
             shifted = v * (dx[ix[j]] * dy[iy[j]])
             xy += b[j].real * shifted.real + b[j].imag * shifted.imag
             xx += weight[j] * (v.real * v.real + v.imag * v.imag)
@@ -135,7 +135,7 @@ def slice_products(grid, margin, fine, coefficients, width, frames, frequencies,
 
 
 @njit(parallel=True, **_options)
-def slice_derivatives(grid, margin, fine, coefficients, width, frames, frequencies, ix, iy, phase_x, phase_y, image,
+def slice_derivatives(grid, margin, fine, coefficients, reach, frames, frequencies, ix, iy, phase_x, phase_y, image,
                       data, power, out):  # fmt: skip
     for p in prange(out.shape[0]):
         frame, dx, dy = frames[p], phase_x[p], phase_y[p]
@@ -145,7 +145,7 @@ def slice_derivatives(grid, margin, fine, coefficients, width, frames, frequenci
         rxx = rxy = ryy = rxz = ryz = rzz = cxx = cxy = cyy = czx = czy = txx = txy = tyy = 0.0
         for j in range(ix.size):
             wx, wy = frequencies[0, j], frequencies[1, j]
-            v, gx, gy, gz = _value_and_gradient(grid, margin, fine, coefficients, width, frame, wx, wy)
+            v, gx, gy, gz = _value_and_gradient(grid, margin, fine, coefficients, reach, frame, wx, wy)
             # derivatives out of the slice, and along the circle about its centre
             out_of = gx * frame[2, 0] + gy * frame[2, 1] + gz * frame[2, 2]
             around = (

@@ -15,7 +15,7 @@ from llvmlite import ir
 from numba import njit, prange, types
 from numba.core import cgutils
 
-from . import SPREADING
+from . import WIDEST
 from .cpu import _options
 from .cpu_nufft import _F32, _F64, _I32, _I64
 
@@ -32,7 +32,7 @@ class _Cells:
         """``args`` begin with the grid, the first number of the chunk, two lists of cells and two of weights."""
         self.builder = builder
         grid = signature.args[0]
-        self.width = SPREADING[grid.dtype.name][0]
+        self.width = WIDEST[grid.dtype.name]
         self.scalar, self.bytes = (_F32, 4) if grid.dtype == types.float32 else (_F64, 8)
         array = context.make_array(grid)(context, builder, args[0])
         strides = [builder.extract_value(array.strides, i) for i in range(3)]

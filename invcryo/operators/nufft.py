@@ -11,7 +11,7 @@ Results have the same bits whatever the number of threads.
 from __future__ import annotations
 
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,33 +19,78 @@ from numpy.typing import NDArray
 from .. import kernels
 from ..backend import fft
 
-__all__ = ["TOLERANCE", "GridReader", "GridWriter"]
+__all__ = ["COARSE", "TOLERANCE", "GridReader", "GridWriter"]
 
-#: Relative accuracy for float32 and float64 arrays.
+#: Relative accuracy for float32 and float64 arrays, unless a coarser one is asked for.
 TOLERANCE = {np.dtype(np.float32): 3e-5, np.dtype(np.float64): 1e-12}
 
-# Samples of the fine grid per sample of the wanted one, and the shape parameter of the spreading kernel per cell of
-# its width: the best for these, in the mean over the wanted samples. Finer grids allow narrower kernels, but in single
-# precision what that saves in spreading is lost in the transforms, and they take memory.
+#: The coarsest accuracy there is, in single precision: its kernel has 216 cells where that of `TOLERANCE` has 512.
+COARSE = 5e-4
+
+
+class _Spreading(NamedTuple):
+    """A spreading kernel: its type, its width in cells, its shape parameter per cell, and what accuracy it gives.
+
+    The shape is the best for the width and the upsampling, in the mean over the wanted samples.
+    """
+
+    dtype: np.dtype
+    width: int
+    shape: float
+    tolerance: float
+
+
+_SPREADINGS = (  # cheapest first
+    _Spreading(np.dtype(np.float32), 6, 1.835, COARSE),
+    _Spreading(np.dtype(np.float32), 8, 1.853, TOLERANCE[np.dtype(np.float32)]),
+    _Spreading(np.dtype(np.float64), 14, 2.346, TOLERANCE[np.dtype(np.float64)]),
+)
+
+# Samples of the fine grid per sample of the wanted one. Finer grids allow narrower kernels, but in single precision
+# what that saves in spreading is lost in the transforms, and they take memory.
 _UPSAMPLING = {np.dtype(np.float32): 1.25, np.dtype(np.float64): 2.0}
-_SHAPE = {np.dtype(np.float32): 1.853, np.dtype(np.float64): 2.346}
 
 _SMALLEST = 32  # side of the smallest fine grid: two widths of the widest spreading kernel
 _SLAB = 1 << 19  # entries of the fine grid that are transformed at a time
 
 
+def spreading(dtype: Any, tol: float | None = None) -> _Spreading:
+    """The cheapest spreading kernel with a relative accuracy of ``tol``; by default, and at best, `TOLERANCE`."""
+    own = [s for s in _SPREADINGS if s.dtype == dtype]
+    if tol is None:
+        return own[-1]
+    if not tol >= own[-1].tolerance:
+        raise ValueError(
+            f"tol = {tol:g}: in {np.dtype(dtype).name} the transform is accurate to {own[-1].tolerance:g} at best"
+        )
+    return next(s for s in own if s.tolerance <= tol)
+
+
 class _HalfGrid:
     """Planes 0 to the middle of a fine grid, between margins for the width of the spreading kernel."""
 
-    def __init__(self, shape: tuple[int, ...], dtype: np.dtype, fine: tuple[int, ...] | None = None) -> None:
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        dtype: np.dtype,
+        tol: float | None = None,
+        fine: tuple[int, ...] | None = None,
+    ) -> None:
         self.dtype, self.complex = dtype, np.result_type(dtype, np.complex64)
+        self.spreading = spreading(dtype, tol)
         self.fine = tuple(_fine_size(n, dtype) for n in shape) if fine is None else fine
         self.planes = self.fine[0] // 2 + 1
         self._size = (self.planes, *self.fine[1:])
-        width, lanes, _ = kernels.SPREADING[dtype.name]
+        width = self.spreading.width
+        lanes, _ = kernels.SPREADING[dtype.name, width]
         self.margin = width // 2
         whole = [n + 2 * self.margin for n in self._size]
         self.shape = (*whole[:2], whole[2] + lanes - width)
+
+    @property
+    def kernel(self) -> tuple[NDArray, int]:
+        """Polynomials and width of the spreading kernel."""
+        return _polynomials(self.spreading), self.spreading.width
 
     def inside(self, grid: NDArray) -> NDArray:
         return grid[tuple(slice(self.margin, self.margin + n) for n in self._size)]
@@ -74,14 +119,18 @@ class GridReader:
     Parameters
     ----------
     coefficients : ndarray (nz, ny, nx), float32 or float64
+    tol : float, optional
+        Relative accuracy; see `TOLERANCE` and `COARSE`.
     """
 
-    def __init__(self, coefficients: NDArray) -> None:
+    def __init__(self, coefficients: NDArray, tol: float | None = None) -> None:
         self.shape, self.dtype = coefficients.shape, coefficients.dtype
-        self._half = half = _HalfGrid(coefficients.shape, coefficients.dtype)
+        self._half = half = _HalfGrid(coefficients.shape, coefficients.dtype, tol)
         self._grid = np.empty(half.shape, half.complex)
         lib = fft(self._grid)
-        z, y, x = (_factors(*sizes, half.dtype) for sizes in zip(coefficients.shape, half.fine, strict=True))
+        z, y, x = (
+            _factors(*sizes, half.spreading) for sizes in zip(coefficients.shape, half.fine, strict=True)
+        )
         rows = coefficients * np.outer(z, y).astype(half.dtype)[:, :, None]
         rows *= x.astype(half.dtype)
         rows = lib.rfft(_spread_out(rows, half.fine[0], axis=0), axis=0)
@@ -99,7 +148,7 @@ class GridReader:
         """
         points = self._half.sorted(axes, frequencies)
         values = np.empty((len(axes), frequencies.shape[1]), self._half.complex)
-        points.interpolate(self._grid, _polynomials(self._half.dtype), self._half.margin, values.reshape(-1))
+        points.interpolate(self._grid, *self._half.kernel, self._half.margin, values.reshape(-1))
         return values
 
     def with_gradients(self, axes: NDArray, frequencies: NDArray) -> tuple[NDArray, NDArray]:
@@ -136,8 +185,8 @@ class GridReader:
             *self._table(), turns, frequencies, index, phases, image, data, power, derivatives
         )
 
-    def _table(self) -> tuple[NDArray, int, tuple[int, ...], NDArray]:
-        return self._grid, self._half.margin, self._half.fine, _polynomials(self._half.dtype)
+    def _table(self) -> tuple[NDArray, int, tuple[int, ...], NDArray, int]:
+        return self._grid, self._half.margin, self._half.fine, *self._half.kernel
 
 
 class GridWriter:
@@ -151,6 +200,8 @@ class GridWriter:
     real : bool
         Whether the strengths ``s`` are real, of type ``dtype``. The result is then even, and takes half the memory,
         and half the time beyond the spreading.
+    tol : float, optional
+        Relative accuracy; see `TOLERANCE` and `COARSE`.
     beside : GridWriter, optional
         Another sum, of shape n where this one has at most 2 n + 1 samples, whose `add_beside` then serves both.
 
@@ -161,7 +212,13 @@ class GridWriter:
     """
 
     def __init__(
-        self, shape: tuple[int, ...], dtype: Any, *, real: bool = False, beside: GridWriter | None = None
+        self,
+        shape: tuple[int, ...],
+        dtype: Any,
+        *,
+        real: bool = False,
+        tol: float | None = None,
+        beside: GridWriter | None = None,
     ) -> None:
         self._shape, self._real, self._beside = tuple(shape), real, beside
         if beside is None:
@@ -170,7 +227,7 @@ class GridWriter:
             fine = tuple(2 * n for n in beside._half.fine)
         else:
             raise ValueError(f"a sum of shape {self._shape} is too large to be beside one of {beside._shape}")
-        self._half: _HalfGrid = _HalfGrid(self._shape, np.dtype(dtype), fine)
+        self._half: _HalfGrid = _HalfGrid(self._shape, np.dtype(dtype), tol, fine)
         half = self._half
         self.total = np.zeros(half.shape, half.dtype if real else half.complex)
 
@@ -203,7 +260,7 @@ class GridWriter:
         if self._real and np.iscomplexobj(strengths):
             raise TypeError("this sum takes real strengths: make it with real=False")
         flat = np.ascontiguousarray(strengths, self.total.dtype).reshape(-1)
-        points.spread(flat, _polynomials(self._half.dtype), self._half.margin, self.total, finer)
+        points.spread(flat, *self._half.kernel, self._half.margin, self.total, finer)
 
     def result(self) -> NDArray:
         """The sum so far, real (nz, ny, nx)."""
@@ -227,7 +284,7 @@ class GridWriter:
         rows[-1] *= 2
         out = np.empty(kept, half.dtype)
         right = out[:, :, kept[2] - columns :]
-        z, y, x = (_factors(*sizes, half.dtype) for sizes in zip(kept, half.fine, strict=True))
+        z, y, x = (_factors(*sizes, half.spreading) for sizes in zip(kept, half.fine, strict=True))
         for part in _parts(kept[1], half.fine[0] * columns):
             # the real part of the sum over all planes, from half of them
             if self._real:
@@ -280,34 +337,35 @@ def _gathered(x: NDArray, n: int, axis: int) -> NDArray:
 
 
 @functools.lru_cache(maxsize=64)
-def _factors(n: int, fine: int, dtype: np.dtype) -> NDArray:
+def _factors(n: int, fine: int, spreading: _Spreading) -> NDArray:
     """One over the transform of the spreading kernel at ``-(n // 2) ..``, for one axis."""
-    width = kernels.SPREADING[dtype.name][0]
+    width = spreading.width
     nodes, weights = np.polynomial.legendre.leggauss(100)
-    offsets, values = 0.5 * width * nodes, 0.5 * width * weights * _kaiser_bessel(nodes, dtype)
+    offsets, values = 0.5 * width * nodes, 0.5 * width * weights * _kaiser_bessel(nodes, spreading)
     k = np.arange(n // 2 + 1)
     transform = np.cos(2 * np.pi / fine * np.outer(k, offsets)) @ values
     return 1.0 / transform[np.abs(np.arange(n) - n // 2)]  # even to the last bit
 
 
-def _kaiser_bessel(u: NDArray, dtype: np.dtype) -> NDArray:
+def _kaiser_bessel(u: NDArray, spreading: _Spreading) -> NDArray:
     """The spreading kernel, 1 in its middle; ``u`` from -1 to 1 over its width."""
-    shape = _SHAPE[dtype] * kernels.SPREADING[dtype.name][0]
+    shape = spreading.shape * spreading.width
     return np.i0(shape * np.sqrt(np.maximum(0.0, 1.0 - u * u))) / np.i0(shape)
 
 
 @functools.cache
-def _polynomials(dtype: np.dtype) -> NDArray:
+def _polynomials(spreading: _Spreading) -> NDArray:
     """Coefficients (degree + 1, lanes) from the highest: the kernel in every cell, for the place of a point in it.
 
     In cell ``i`` the place ``u``, from -1 to 1, is at ``i + (u + 1 - width) / 2`` samples from the point.
     """
-    width, lanes, degree = kernels.SPREADING[dtype.name]
+    width = spreading.width
+    lanes, degree = kernels.SPREADING[spreading.dtype.name, width]
     out = np.zeros((degree + 1, lanes))
     u = np.cos(np.pi * (np.arange(64) + 0.5) / 64)
     for i in range(width):
-        samples = _kaiser_bessel((2 * i + u + 1 - width) / width, dtype)
+        samples = _kaiser_bessel((2 * i + u + 1 - width) / width, spreading)
         fitted = np.polynomial.Chebyshev.fit(u, samples, degree, domain=[-1, 1])
         coefficients = fitted.convert(kind=np.polynomial.Polynomial).coef[::-1]
         out[degree + 1 - len(coefficients) :, i] = coefficients
-    return out.astype(dtype)
+    return out.astype(spreading.dtype)

@@ -25,7 +25,7 @@ from ..data import Poses
 from ..window import KaiserBessel, Window
 from .base import Compose, LinOp
 from .fourier import ImageFilter, Toeplitz
-from .nufft import GridReader, GridWriter
+from .nufft import GridReader, GridWriter, spreading
 
 __all__ = ["Projector", "RealSpaceProjector"]
 
@@ -95,6 +95,9 @@ class Projector(_Views):
     cutoff : float
         Image frequencies above this fraction of the Nyquist frequency (0.5 cycles/pixel) are left out of
         both the operator and its gram. Default: none, the corners of the Fourier square included.
+    tol : float
+        Relative accuracy of the non-uniform FFTs. Default, and at best: 3e-5 in single precision, 1e-12 in double.
+        With 5e-4, far below the noise of any image, H^T b and the kernel take about 0.6 times as long.
     dtype : float32 or float64
 
     Notes
@@ -119,9 +122,12 @@ class Projector(_Views):
         *,
         scale: float = 1.0,
         cutoff: float | None = None,
+        tol: float | None = None,
         dtype: Any = np.float32,
     ) -> None:
         super().__init__(poses, window, volume_shape, image_shape, scale, dtype)
+        spreading(self.dtype, tol)  # complains of one that cannot be had
+        self.tol = tol
         if cutoff is not None and not 0 < cutoff:
             raise ValueError(
                 f"cutoff is a fraction of the Nyquist frequency and must be positive, got {cutoff}"
@@ -177,7 +183,7 @@ class Projector(_Views):
         height, width = self.image_shape
         weight = self._transfer.astype(self.dtype)
         lib = fft(out)
-        reader = GridReader(x)
+        reader = GridReader(x, self.tol)
         for part in self._batches():
             values = reader.at(self._axes(part), self.frequencies)
             spectra = np.empty((len(values), height, width // 2 + 1), self._complex)
@@ -193,7 +199,7 @@ class Projector(_Views):
         return total.result()
 
     def adjoint_sum(self) -> GridWriter:
-        return GridWriter(self.ishape, self.dtype)
+        return GridWriter(self.ishape, self.dtype, tol=self.tol)
 
     def add_adjoint(self, y: NDArray, total: GridWriter) -> None:
         self._add_images(y, None, total)
@@ -257,7 +263,7 @@ class Projector(_Views):
         self, x: NDArray, cotangent: NDArray, filters: ImageFilter | None
     ) -> tuple[NDArray, NDArray]:
         cotangent = self._checked(cotangent, self.oshape, "cotangent")
-        reader = GridReader(x)
+        reader = GridReader(x, self.tol)
         out = np.empty((len(self.poses), 5))
         for part in self._batches():
             mine = None if filters is None else filters.rows(part)
@@ -369,7 +375,8 @@ class Projector(_Views):
     def gram_sum(self, W: LinOp | None = None, beside: GridWriter | None = None) -> GridWriter | None:
         if not isinstance(_plain(W)[1], ImageFilter | None):
             return None
-        return GridWriter(tuple(2 * n - 1 for n in self.ishape), self.dtype, real=True, beside=beside)
+        shape = tuple(2 * n - 1 for n in self.ishape)
+        return GridWriter(shape, self.dtype, real=True, tol=self.tol, beside=beside)
 
     def add_gram(self, W: LinOp | None, total: GridWriter) -> None:
         factor, filters = _plain(W)

@@ -16,7 +16,7 @@ from ..window import Window
 from .base import Compose, LinOp
 from .basic import Diagonal
 from .fourier import ImageFilter, Toeplitz, _padded_length
-from .nufft import GridWriter, _factors, _fine_size, _gathered, _polynomials, _spread_out
+from .nufft import GridWriter, _factors, _fine_size, _gathered, _polynomials, _spread_out, spreading
 from .projector import Projector, _shape
 
 __all__ = ["SingleAxisProjector", "tilt_poses"]
@@ -313,7 +313,7 @@ class _Lines:
         )  # all but Nyquist, which is left out
         rows = A.poses.matrices[:, 1 - A._image_axis]
         turns = np.stack([rows[:, 2 - i] for i in self.plane], axis=1) / (2 * np.pi)
-        self.points = kernels.TiltedLines(turns, A.scale * w, self.fine, _polynomials(A.dtype))
+        self.points = kernels.TiltedLines(turns, A.scale * w, self.fine, _polynomials(spreading(A.dtype)))
         self.transfer = self._transfer(A, w)
         t = A.poses.shifts[:, ::-1] if A._image_axis == 0 else A.poses.shifts  # across, along
         # without folding or scaling the transform along the axis starts at its first entry, not at its centre
@@ -323,7 +323,9 @@ class _Lines:
         self.along = np.exp(-1j * self.w * (t[:, 1:] + centre)).astype(self.complex)
         n = len(self.w)
         self.parts = [slice(k, min(k + _PLANES, n)) for k in range(0, n, _PLANES)]
-        factors = [_factors(n, fine, A.dtype) for n, fine in zip(self.shape, self.fine, strict=True)]
+        factors = [
+            _factors(n, fine, spreading(A.dtype)) for n, fine in zip(self.shape, self.fine, strict=True)
+        ]
         self.factors = np.outer(*factors).astype(A.dtype)[:, :, None]
 
     def _transfer(self, A: SingleAxisProjector, w: NDArray) -> NDArray:
