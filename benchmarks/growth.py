@@ -88,7 +88,7 @@ def measure(particles: int, size: int, threads: int, whole: bool = False) -> dic
     from invcryo.backend import use
     from invcryo.costs import LeastSquares
     from invcryo.memory import peak_memory, plan_memory
-    from invcryo.reconstruction import forward_model, reconstruct
+    from invcryo.reconstruction import ACCURACY, forward_model, reconstruct
 
     stack = noise_stack(particles, size)
     with use(threads=threads):
@@ -97,9 +97,10 @@ def measure(particles: int, size: int, threads: int, whole: bool = False) -> dic
             planned, first_pass, seconds = out.memory, out.first_pass, out.seconds["total"]
         else:
             warm = stack[: min(16, particles)]
-            LeastSquares(forward_model(warm), warm.images, progress=False).quadratic()
+            LeastSquares(forward_model(warm, tol=ACCURACY), warm.images, progress=False).quadratic()
             planned = plan_memory(particles, size)
-            cost = LeastSquares(forward_model(stack), stack.images, chunk=planned.chunk, progress=False)
+            model = forward_model(stack, tol=ACCURACY)
+            cost = LeastSquares(model, stack.images, chunk=planned.chunk, progress=False)
             first_pass = vars(cost.normal_equations(stack.half))
             seconds = None
     return {
