@@ -35,7 +35,7 @@ def _critic(tree: dict[str, Any], x: Any, slope: float) -> Any:
 def wgan_loss(tree: dict[str, Any], p: Problem) -> Any:
     """``sum D(fake) - sum D(real) + penalty sum (|grad D(between)| - 1)^2``."""
     batch = len(p.data["real"])
-    scores = _critic(tree, np.concatenate([p.data["fake"], p.data["real"]]), p.slope)
+    scores = _critic(tree, ops.concatenate([p.data["fake"], p.data["real"]]), p.slope)
     between = ag.leaf(p.data["between"], copy=False)
     (slope,) = ag.grad(ops.sum(_critic(tree, between, p.slope)), [between], create_graph=True)
     lengths = ops.sqrt(ops.squared_norm(slope, (1, 2, 3)) + 1e-12)

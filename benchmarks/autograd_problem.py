@@ -5,7 +5,8 @@ Parameters are in our layout: filters (k, k, in, out), matrices (in, out), image
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -77,3 +78,12 @@ def _slices(batch: int, dtype: Any, size: int = 64) -> Problem:
     kind = np.result_type(dtype, np.complex64)
     data = {"turns": random_rotations(batch, rng=2).astype(dtype), "g": (g[0] + 1j * g[1]).astype(kind)}
     return Problem("slices", size, {"spectrum": spectrum.astype(kind)}, data)
+
+
+def moved(p: Problem, convert: Callable[[NDArray], Any]) -> Problem:
+    """The same problem on other arrays: ``cupy.asarray`` takes it to a GPU."""
+
+    def walk(item: Any) -> Any:
+        return {k: walk(v) for k, v in item.items()} if isinstance(item, dict) else convert(item)
+
+    return replace(p, parameters=walk(p.parameters), data=walk(p.data))

@@ -77,6 +77,11 @@ def like(a, x):
     return ag.namespace(x.data).asarray(np.asarray(a, dtype))
 
 
+def beside(a, x):
+    """Integers in the memory of ``x``."""
+    return ag.namespace(x.data).asarray(a)
+
+
 def _hermitian(n, size=None):
     """The spectrum of a real volume (n, n, n), padded."""
     with ag.no_grad():
@@ -171,8 +176,8 @@ CASES = {
     "getitem": _unary(lambda x: x[_SLICES], _real(2, 4, 3), _complex(2, 4, 3))
     + _unary(lambda x: x[1], _real(2)),
     "setitem": _unary(lambda x: ops.setitem(x, _SLICES, (2, 4, 3)), _real(2, 2, 1), _complex(2, 2, 1)),
-    "take": _unary(lambda x: ops.take(x, _INDEX), _real(3, 2), _complex(3)),
-    "scatter_add": _unary(lambda x: ops.scatter_add(x, _INDEX, 4), _real(2, 2, 3), _complex(2, 2)),
+    "take": _unary(lambda x: ops.take(x, beside(_INDEX, x)), _real(3, 2), _complex(3)),
+    "scatter_add": _unary(lambda x: ops.scatter_add(x, beside(_INDEX, x), 4), _real(2, 2, 3), _complex(2, 2)),
     "concatenate": [
         Case(lambda x, y: ops.concatenate([x, y, x], -1), (_real(2, 3), _real(2, 1))),
         Case(lambda x, y: ops.stack([x, y], 1), (_complex(3), _complex(3))),
@@ -257,9 +262,9 @@ CASES = {
         Case(network.maxpool2, (_real(2, 5, 4, 3),), h=1e-5),
     ],
     "bias_relu": [Case(lambda x, b: network.bias_relu(x, b, 0.1), (_real(2, 4, 3), _real(3)), h=1e-5)],
-    "by_sign": _unary(lambda x: network.by_sign(x, _CODE, 0.1), _real(2, 2, 3, 3)),
-    "unpool2": _unary(lambda x: network.unpool2(x, _CODE, (2, 5, 6, 3)), _real(2, 2, 3, 3)),
-    "pick2": _unary(lambda x: network.pick2(x, _CODE), _real(2, 5, 6, 3)),
+    "by_sign": _unary(lambda x: network.by_sign(x, beside(_CODE, x), 0.1), _real(2, 2, 3, 3)),
+    "unpool2": _unary(lambda x: network.unpool2(x, beside(_CODE, x), (2, 5, 6, 3)), _real(2, 2, 3, 3)),
+    "pick2": _unary(lambda x: network.pick2(x, beside(_CODE, x)), _real(2, 5, 6, 3)),
     "central_slice": _sliced("central_slice", 6) + _sliced("central_slice", 7, 5, 2.5),
     "slice_adjoint": _sliced("slice_adjoint", 6) + _sliced("slice_adjoint", 8, 6),
     "slice_rotations": [
@@ -274,6 +279,15 @@ CASES = {
 def cases():
     """(name of the primitive and number of the case, case)."""
     return [(f"{name}-{k}", case) for name, listed in CASES.items() for k, case in enumerate(listed)]
+
+
+#: Projectors, whose loops run on the host alone.
+ON_THE_HOST = ["pose_project", "pose_backproject", "pose_gradient"]
+
+
+def on_a_gpu():
+    """Those of `cases` that arrays of a GPU can have."""
+    return [(name, case) for name, case in cases() if name.rpartition("-")[0] not in ON_THE_HOST]
 
 
 def inner(a, b):
@@ -367,3 +381,22 @@ def objects_left_by(step):
     finally:
         gc.enable()
     return after - before, gc.collect()
+
+
+def derivatives(case, inputs):
+    """Arrays: the value, the gradients for a cotangent, and theirs for cotangents, wherever the inputs are."""
+    xp = ag.namespace(inputs[0])
+
+    def cotangent(y, seed):
+        a = randoms([np.empty(y.shape, y.dtype)], seed)[0]
+        return xp.asarray(a.astype(y.dtype))
+
+    leaves = [ag.leaf(a) for a in inputs]
+    y = case.function(*leaves)
+    gy = ag.leaf(cotangent(y, 1))
+    first = ag.grad(y, leaves, gy, create_graph=case.order > 1)
+    second = []
+    if case.order > 1:
+        for k, g in enumerate(first):
+            second += ag.grad(g, [*leaves, gy], cotangent(g, 2 + k))
+    return [v.data for v in (y, *first, *second) if v is not None]

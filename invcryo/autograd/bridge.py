@@ -42,6 +42,7 @@ def project(projector: Any, x: Any, matrices: Any = None, shifts: Any = None) ->
     """
     x = x if isinstance(x, Var) else const(x)
     given = [v for v in (matrices, shifts) if isinstance(v, Var)]
+    _on_host(x, *given)
     kind = given[0].dtype if given else np.dtype(float)
     poses = projector.poses
     turns, moves = (
@@ -56,7 +57,13 @@ def project(projector: Any, x: Any, matrices: Any = None, shifts: Any = None) ->
     return pose_project(projector, x, ops.concatenate([ops.reshape(turns, (len(turns), 9)), moves], 1))
 
 
+def _on_host(*values: Var) -> None:
+    if any(namespace(v.data) is not np for v in values):
+        raise TypeError("projectors work on the host: give them x.data.get(), or take `slices.central_slice` on a GPU")
+
+
 def _at(projector: Any, poses: Var) -> Any:
+    _on_host(poses)
     matrices = np.asarray(poses.data[:, :9], float).reshape(-1, 3, 3)
     return projector.at(Poses(matrices, np.asarray(poses.data[:, 9:], float)))
 

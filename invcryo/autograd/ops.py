@@ -212,7 +212,10 @@ def take(x: Any, index: Any) -> Var:
 
 @primitive
 def scatter_add(x: Any, index: Any, length: int) -> Var:
-    """The transpose of `take`: adds ``x[k]`` to row ``index[k]`` of zeros."""
+    """The transpose of `take`: adds ``x[k]`` to row ``index[k]`` of zeros.
+
+    CuPy does it by atomics, in any order: the one operation whose last bits may differ from run to run on a GPU.
+    """
     x = _var(x)
     xp = namespace(x.data)
     out = xp.zeros((length, *x.shape[index.ndim :]), dtype=x.dtype)

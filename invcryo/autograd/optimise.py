@@ -40,7 +40,7 @@ class _Moments:
 
     def restore(self, memory: dict[str, Any]) -> None:
         for name, mine in self.memory().items():
-            mine[...] = memory[name]
+            mine[...] = array_module(mine).asarray(memory[name])
 
     def _size(self) -> tuple[float, float]:
         """Rate and floor of the next step, the corrections for its count in them."""

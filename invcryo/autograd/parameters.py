@@ -119,7 +119,7 @@ class Parameters:
             raise ValueError(
                 f"a vector {flat.shape} {flat.dtype} is no state of this model of {self.flat.size} {self.flat.dtype}"
             )
-        self.flat[...] = flat
+        self.flat[...] = array_module(self.flat).asarray(flat)
         self.changed()
 
     def save(self, path: str | os.PathLike[str]) -> None:

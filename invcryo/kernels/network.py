@@ -1,7 +1,8 @@
 """Loops of the learned methods, one function each: convolutions, pooling, trilinear slices, Adam.
 
-As in the other kernels, the type of an array picks the compiled twin, and formulas stay with their callers. Arrays that
-are not contiguous are copied. BLAS must not use threads of its own inside these loops: see `one_blas_thread`.
+As in the other kernels, the type of an array picks the compiled twin, Numba's or CUDA's, and formulas stay with their
+callers. Arrays that are not contiguous are copied, those changed in place must be. BLAS must not use threads of its own
+inside these loops: see `one_blas_thread`.
 """
 
 from __future__ import annotations
@@ -74,10 +75,12 @@ def one_blas_thread() -> Iterator[None]:
 
 
 def _twins(name: str, *arrays: Any, work: int) -> Any:
-    """The compiled twins in ``cpu_<name>`` for NumPy arrays, with threads set for the size of the work."""
-    for a in arrays:
-        if array_module(a).__name__ != "numpy":
-            raise TypeError("this kernel has no GPU twin yet: move the array to the host first")
+    """The compiled twins: ``cpu_<name>`` for NumPy arrays, with threads set for the size of the work, else ``cuda``."""
+    places = {array_module(a) is np for a in arrays}
+    if len(places) == 2:
+        raise TypeError("some arrays are on the host and some on a GPU: move them with cupy.asarray")
+    if False in places:
+        return importlib.import_module("invcryo.kernels.cuda")
     importlib.import_module("invcryo.kernels.cpu").set_threads(threads(work))
     return importlib.import_module(f"invcryo.kernels.cpu_{name}")
 
@@ -123,6 +126,8 @@ def conv_weights(x: Any, g: Any, kernel: int) -> Any:
 
 def _way(x: Any, filters: tuple[int, ...]) -> str:
     """Winograd's way where there are channels and tiles enough to pay for its transforms, else neighbourhoods."""
+    if array_module(x) is not np:
+        return "conv"
     tiles = x.shape[0] * x.shape[1] * x.shape[2] // 4
     return "winograd" if filters[0] == 3 and min(filters[2:]) >= 16 and tiles >= 256 else "conv"
 
@@ -136,16 +141,17 @@ def pool(x: Any, bias: Any, slope: float) -> tuple[Any, Any]:
     b, height, width, channels = x.shape
     out = _empty(x, (b, height // 2, width // 2, channels))
     code = _empty(x, out.shape, "u1")
-    _twins("conv", x, bias, work=x.size // 2).pool(_plain(x), _plain(bias), x.dtype.type(slope), out, code)
+    loops = _twins("conv", x, bias, work=x.size // 2)
+    loops.pool(_plain(x), _plain(bias), x.dtype.type(slope), out, code)
     return out, code
 
 
 def bias_relu(x: Any, bias: Any, slope: float) -> tuple[Any, Any]:
     """``x + bias``, times ``slope`` where negative; and a byte each, 4 where negative."""
     out, code = _empty(x, x.shape), _empty(x, x.shape, "u1")
-    flat = (a.reshape(-1, x.shape[-1]) for a in (_plain(x), out, code))
-    x2, out2, code2 = flat
-    _twins("conv", x, bias, work=x.size // 4).bias_relu(x2, _plain(bias), x.dtype.type(slope), out2, code2)
+    x2, out2, code2 = (a.reshape(-1, x.shape[-1]) for a in (_plain(x), out, code))
+    loops = _twins("conv", x, bias, work=x.size // 4)
+    loops.bias_relu(x2, _plain(bias), x.dtype.type(slope), out2, code2)
     return out, code
 
 
@@ -153,21 +159,21 @@ def by_sign(g: Any, code: Any, slope: float) -> Any:
     """``g``, times ``slope`` where the byte says negative."""
     out = _empty(g, g.shape)
     loops = _twins("conv", g, code, work=g.size // 4)
-    loops.by_sign(_plain(g).reshape(-1), code.reshape(-1), g.dtype.type(slope), out.reshape(-1))
+    loops.by_sign(_plain(g).reshape(-1), _plain(code).reshape(-1), g.dtype.type(slope), out.reshape(-1))
     return out
 
 
 def unpool(g: Any, code: Any, shape: tuple[int, ...]) -> Any:
     """Each value to where the byte says; zeros elsewhere."""
     out = _empty(g, shape)
-    _twins("conv", g, code, work=out.size // 2).unpool(_plain(g), code, out)
+    _twins("conv", g, code, work=out.size // 2).unpool(_plain(g), _plain(code), out)
     return out
 
 
 def pick(q: Any, code: Any) -> Any:
     """The transpose of `unpool`."""
     out = _empty(q, code.shape)
-    _twins("conv", q, code, work=q.size // 2).pick(_plain(q), code, out)
+    _twins("conv", q, code, work=q.size // 2).pick(_plain(q), _plain(code), out)
     return out
 
 
@@ -215,9 +221,9 @@ def sparse_project(
 ) -> Any:
     """Slices of ``sum_k factors[b, k] V_k``, whose touched entries ``places`` finds in ``rows`` (touched, k)."""
     out = _empty(rows, (len(turns), height, height // 2 + 1))
-    loops = _twins("slices", rows, turns, work=8 * out.size * rows.shape[1])
+    loops = _twins("slices", rows, places, factors, turns, work=8 * out.size * rows.shape[1])
     loops.sparse_project(
-        _plain(rows), places, _plain(factors), _plain(turns), float(step), float(radius), out
+        _plain(rows), _plain(places), _plain(factors), _plain(turns), float(step), float(radius), out
     )
     return out
 
@@ -228,9 +234,16 @@ def sparse_rows(
     """The transpose of `sparse_project` in ``rows``."""
     out = _empty(g, (touched, factors.shape[1]))
     work = 8 * g.size * factors.shape[1]
-    loops = _twins("slices", g, turns, work=work)
+    loops = _twins("slices", places, factors, g, turns, work=work)
     loops.sparse_rows(
-        places, _plain(factors), _plain(g), _plain(turns), float(step), float(radius), _shares(work), out
+        _plain(places),
+        _plain(factors),
+        _plain(g),
+        _plain(turns),
+        float(step),
+        float(radius),
+        _shares(work),
+        out,
     )
     return out
 
@@ -238,8 +251,10 @@ def sparse_rows(
 def sparse_factors(rows: Any, places: Any, g: Any, turns: Any, step: float, radius: float) -> Any:
     """The transpose of `sparse_project` in ``factors``: ``Re <g_b, slice_b of V_k>``."""
     out = _empty(turns, (len(turns), rows.shape[1]))
-    loops = _twins("slices", rows, turns, work=8 * g.size * rows.shape[1])
-    loops.sparse_factors(_plain(rows), places, _plain(g), _plain(turns), float(step), float(radius), out)
+    loops = _twins("slices", rows, places, g, turns, work=8 * g.size * rows.shape[1])
+    loops.sparse_factors(
+        _plain(rows), _plain(places), _plain(g), _plain(turns), float(step), float(radius), out
+    )
     return out
 
 
@@ -248,9 +263,10 @@ def sparse_factors(rows: Any, places: Any, g: Any, turns: Any, step: float, radi
 
 def adam(p: Any, m: Any, v: Any, g: Any, rate: float, betas: tuple[float, float], floor: float) -> None:
     """``m = b1 m + (1 - b1) g``, ``v = b2 v + (1 - b2) g^2``, ``p -= rate m / (sqrt(v) + floor)``; real, contiguous."""
+    _changed(p, m, v)
     kind = p.dtype.type
     flat = (a.reshape(-1) for a in (p, m, v, _plain(g)))
-    loops = _twins("conv", p, g, work=p.size // 4)
+    loops = _twins("conv", p, m, v, g, work=p.size // 4)
     loops.adam(*flat, kind(rate), kind(betas[0]), kind(betas[1]), kind(floor))
 
 
@@ -258,6 +274,13 @@ def adam_rows(
     p: Any, m: Any, v: Any, g: Any, rows: Any, rate: float, betas: tuple[float, float], floor: float
 ) -> None:
     """The same for some rows of ``p``, ``m`` and ``v`` (n, k) alone; ``g`` is (len(rows), k), no row comes twice."""
+    _changed(p, m, v)
     kind = p.dtype.type
-    loops = _twins("conv", p, g, rows, work=g.size // 4)
+    loops = _twins("conv", p, m, v, g, rows, work=g.size // 4)
     loops.adam_rows(p, m, v, _plain(g), rows, kind(rate), kind(betas[0]), kind(betas[1]), kind(floor))
+
+
+def _changed(*arrays: Any) -> None:
+    for a in arrays:
+        if not a.flags.c_contiguous:
+            raise ValueError(f"an array {a.shape} that is changed in place must be contiguous: pass a copy")
