@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,18 @@ _LENGTHS = {
 _DEGREES = ("deg", "°", "degree", "degrees")
 _RADIANS = ("rad", "radian", "radians")
 
+#: What readers raise at files that are not theirs, or cut short.
+_UNREADABLE = (
+    OSError,
+    EOFError,
+    ValueError,
+    LookupError,
+    ImportError,
+    AttributeError,
+    TypeError,
+    struct.error,
+)
+
 
 @dataclass(frozen=True, eq=False)
 class FoundSeries:
@@ -53,6 +66,9 @@ def read_microscope_file(path: Path) -> FoundSeries:
     import importlib
 
     suffix = path.suffix.lower().lstrip(".")
+    found = _ncem_series(path) if suffix == "emd" else None
+    if found is not None:
+        return found
     plugins = [p for p in rsciio.IO_PLUGINS if suffix in [e.lower() for e in p["file_extensions"]]]
     if not plugins:
         raise ValueError(
@@ -62,7 +78,7 @@ def read_microscope_file(path: Path) -> FoundSeries:
     for plugin in plugins:
         try:
             found = importlib.import_module(plugin["api"]).file_reader(str(path))
-        except (OSError, ValueError, KeyError, ImportError, AttributeError, TypeError) as error:
+        except _UNREADABLE as error:
             problems.append(f"{plugin['name']}: {error}")
             continue
         stacks = [entry for entry in found if np.ndim(entry["data"]) == 3]
@@ -73,6 +89,63 @@ def read_microscope_file(path: Path) -> FoundSeries:
             )
         return _from_axes(np.asarray(stacks[0]["data"]), stacks[0]["axes"], str(path), "y")
     raise ValueError(f"{path} could not be read: {'; '.join(problems)}")
+
+
+def _ncem_series(path: Path) -> FoundSeries | None:
+    """The series of an EMD file as NCEM defines them; None for another kind, such as Velox writes.
+
+    RosettaSciIO turns the order of the axes round and takes the tilts for evenly spaced.
+    """
+    try:
+        import h5py
+    except ImportError as error:
+        raise ImportError(
+            f"{path}: EMD files are read by h5py; install it with pip install 'invcryo[stem]'"
+        ) from error
+    if not h5py.is_hdf5(path):
+        return None
+    with h5py.File(path, "r") as file:
+        groups: list[Any] = []
+
+        def collect(_: str, item: Any) -> None:
+            if item.attrs.get("emd_group_type") == 1 and "data" in item:
+                groups.append(item)
+
+        file.visititems(collect)
+        if not groups:
+            return None
+        stacks = [group for group in groups if group["data"].ndim == 3]
+        if len(stacks) != 1:
+            raise ValueError(
+                f"{path} holds {len(stacks)} stacks of images ({[g['data'].shape for g in groups]}); export the one"
+                " that is meant"
+            )
+        first = 0 if "dim0" in stacks[0] else 1
+        dims = [stacks[0][f"dim{first + k}"] for k in range(3)]
+        axes = [
+            {
+                "name": _text(dim.attrs.get("name")),
+                "units": _text(dim.attrs.get("units")).replace("[", "").replace("]", "").replace("_", ""),
+                "axis": np.asarray(dim, dtype=float),
+            }
+            for dim in dims
+        ]
+        data = np.asarray(stacks[0]["data"])
+    tilts = [k for k, a in enumerate(axes) if _is_angle(a) and len(a["axis"]) == data.shape[k]]
+    if len(tilts) != 1 or tilts[0] == 1:
+        raise ValueError(
+            f"{path}: one axis of a tilt series has degrees or radians, the first or the last; the axes are"
+            f" {', '.join(repr(a['name']) + ' in ' + repr(a['units']) for a in axes)}"
+        )
+    if tilts[0] == 2:  # (x, y, tilt), as tomviz writes them
+        data, axes = data.transpose(2, 1, 0), axes[::-1]
+    for a in axes[1:]:
+        a["scale"] = float(a["axis"][1] - a["axis"][0]) if len(a["axis"]) > 1 else 1.0
+    return _from_axes(data, axes, str(path), "y")
+
+
+def _text(value: Any) -> str:
+    return value.decode() if isinstance(value, bytes) else "" if value is None else str(value)
 
 
 def read_tiff(path: Path) -> FoundSeries:
@@ -131,15 +204,25 @@ def _from_axes(data: NDArray, axes: list[dict[str, Any]], source: str, axis: Axi
         raise ValueError(f"{source}: pixels of {sizes[0]:g} x {sizes[1]:g} angstrom; resample to square ones")
     if size is None:
         notes.append(f"no length in the calibration of the images ({column.get('units')!r})")
-    unit = str(tilt.get("units", "")).strip().lower()
     angles = None
-    if unit in _DEGREES or unit in _RADIANS:
-        angles = float(tilt["offset"]) + float(tilt["scale"]) * np.arange(len(data))
-        if unit in _RADIANS:
+    if _is_angle(tilt):
+        if "axis" in tilt:  # not evenly spaced
+            angles = np.asarray(tilt["axis"], dtype=float)
+        else:
+            angles = float(tilt["offset"]) + float(tilt["scale"]) * np.arange(len(data))
+        if _unit(tilt) in _RADIANS:
             angles = np.rad2deg(angles)
     return FoundSeries(data, source, angles, size, axis, tuple(notes))
 
 
+def _unit(axis: dict[str, Any]) -> str:
+    return str(axis.get("units", "")).strip().lower().replace("\u03bc", "µ")
+
+
+def _is_angle(axis: dict[str, Any]) -> bool:
+    return _unit(axis) in (*_DEGREES, *_RADIANS)
+
+
 def _angstrom(axis: dict[str, Any]) -> float | None:
-    unit = str(axis.get("units", "")).strip().lower().replace("\u03bc", "µ")
+    unit = _unit(axis)
     return abs(float(axis["scale"])) * _LENGTHS[unit] if unit in _LENGTHS else None
