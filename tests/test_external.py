@@ -216,6 +216,16 @@ def test_the_command(sums, tmp_path, cli, monkeypatch):
     assert code == 0 and report["regulariser"] == "tv" and Path(report["map"]) == star.parent / "x.mrc"
     record = json.loads(star.with_suffix(".json").read_text())
     assert record["lambda"] == pytest.approx(0.5 * record["lambda_search"][-1]["lambda"])
+    page = star.with_suffix(".html").read_text(encoding="utf-8")
+    assert f"{record['lambda']:.4g}" in page and "Choice of lambda" in page and "_unfil.mrc" in page
+    assert page.count("<img") == 1 and f"{record['lambda_search'][0]['lambda']:.4g}" in page
+    log = star.with_suffix(".log").read_text(encoding="utf-8")
+    assert "external-reconstruct" in log and "exit code 0" in log and "lambda" in log
+    assert cli("external-reconstruct", star, "--reg", "wiener", "--log", tmp_path / "other.log")[0] == 0
+    assert (
+        "exit code 0" in (tmp_path / "other.log").read_text() and star.with_suffix(".log").read_text() == log
+    )
+    assert "Choice of lambda" not in star.with_suffix(".html").read_text(encoding="utf-8")
     assert cli("external-reconstruct", moved, "--reg", "wiener", "--lam", "2")[0] == 2
     assert cli("external-reconstruct", moved, "--lam", "2", "--lam-factor", "2")[0] == 2
 

@@ -14,6 +14,7 @@ import invcryo.progress
 from invcryo.cli import main
 from invcryo.cli.output import OutputFolder
 from invcryo.io import write_map
+from invcryo.metrics import directional_fsc, phase_randomised_fsc, postprocess, soft_sphere
 from invcryo.progress import Meter, track
 from invcryo.simulate import phantom
 from invcryo.solvers import State, residual_below, run
@@ -146,6 +147,34 @@ def test_no_message_looks_like_another_line(tmp_path):
     assert lines[5] == r"    three \udce9" and len(lines) == 6
 
 
+def test_a_log_where_it_was_asked_for(halves, tmp_path, capsys):
+    """For commands without a folder, and in place of the one in the folder; what stands there stays."""
+    log = tmp_path / "what.log"
+    assert main(["fsc", *map(str, halves), "--log", str(log)]) == 0
+    first = log.read_text(encoding="utf-8")
+    assert first.startswith("# invcryo fsc ") and "at 0.143" in first and "exit code 0" in first
+    words = [
+        "postprocess",
+        *map(str, halves),
+        "-o",
+        str(tmp_path / "post"),
+        "--bfactor",
+        "0",
+        "--log",
+        str(log),
+    ]
+    assert main(words) == 0 and not (tmp_path / "post" / "run.log").exists()
+    both = log.read_text(encoding="utf-8")
+    assert (
+        both.startswith(first) and both.count("exit code 0") == 2 and "post-processing: 5 of 5 steps" in both
+    )
+    assert main(["fsc", str(halves[0]), str(tmp_path / "none.mrc"), "--log", str(log)]) == 1
+    assert "ERROR" in log.read_text(encoding="utf-8").removeprefix(both)
+    capsys.readouterr()
+    assert main(["fsc", *map(str, halves), "--log", str(tmp_path / "no" / "folder.log")]) == 0
+    assert "no log is written" in capsys.readouterr().err
+
+
 def test_a_log_that_cannot_be_written_does_not_end_the_run(halves, tmp_path, capsys):
     (tmp_path / "post" / "run.log").mkdir(parents=True)
     words = ["postprocess", *map(str, halves), "-o", str(tmp_path / "post"), "--bfactor", "0"]
@@ -180,3 +209,46 @@ def test_ctrl_c_within_a_line_of_the_log(tmp_path):
             {"msg": "interrupted", "levelno": 40, "levelname": "ERROR", "name": "invcryo.cli"}
         )
     )
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize(
+    "options", [{}, {"mtf": ([0.0, 0.5], [1.0, 0.4]), "fsc_weighting": False, "bfactor": 0}]
+)
+def test_post_processing_is_one_bar(rng, caplog, capsys, masked, options):
+    """It reaches its end, and what lies within draws none of its own."""
+    truth = phantom("blobs", 16, rng=1)
+    halves = [truth + 0.3 * rng.standard_normal(truth.shape) for _ in range(2)]
+    mask = soft_sphere((16,) * 3, 5, 2) if masked else None
+    caplog.set_level(logging.INFO, "invcryo.progress")
+    postprocess(*halves, mask, pixel_size=3.0, fit_range=(30.0, 0.0), rng=0, progress=True, **options)
+    (said,) = [m for m in caplog.messages if " steps after " in m]
+    done, total = re.match(r"post-processing: (\d+) of (\d+) steps", said).groups()
+    assert done == total == str((5 if masked else 1) + 3 + 1)
+    assert set(re.findall(r"[\w -]+(?=: +\d+%)", capsys.readouterr().err)) == {"post-processing"}
+
+
+def test_random_phases_are_one_bar_even_where_none_are(rng, caplog, capsys):
+    truth = phantom("blobs", 16, rng=1)
+    caplog.set_level(logging.INFO, "invcryo.progress")
+    for noise in (1e-6, 0.5):  # nothing to randomise, and much
+        other = truth + noise * rng.standard_normal(truth.shape)
+        phase_randomised_fsc(truth, other, soft_sphere((16,) * 3, 5, 2), pixel_size=3.0, rng=0, progress=True)
+    said = [r.getMessage().partition(" after")[0] for r in caplog.records if r.name == "invcryo.progress"]
+    assert said == ["FSC and random phases: 5 of 5 steps"] * 2
+    assert "FSC and random phases" in capsys.readouterr().err
+
+
+def test_directions_are_one_bar(rng, caplog, capsys, monkeypatch):
+    truth = phantom("blobs", 16, rng=1)
+    other = truth + 0.3 * rng.standard_normal(truth.shape)
+    caplog.set_level(logging.INFO, "invcryo.progress")
+    expected = directional_fsc(truth, other, pixel_size=3.0, n_axes=6, progress=False)
+    assert capsys.readouterr().err == ""
+    # several slabs, as in a large box
+    monkeypatch.setattr(sys.modules["invcryo.metrics.fsc"], "_CHUNK", 1000)
+    again = directional_fsc(truth, other, pixel_size=3.0, n_axes=6, progress=True)
+    np.testing.assert_allclose(again.curves, expected.curves, atol=1e-12)
+    assert "FSC by direction" in capsys.readouterr().err
+    first, second = (re.match(r"FSC by direction: (\d+) of (\d+) cones", m).groups() for m in caplog.messages)
+    assert first == ("6", "6") and second[0] == second[1] and int(second[0]) > 6

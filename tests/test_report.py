@@ -12,6 +12,7 @@ from html.parser import HTMLParser
 import browser
 import numpy as np
 import pytest
+from test_external import write_sums
 
 from invcryo import plot
 from invcryo.report import Report, escape, png, words
@@ -171,7 +172,7 @@ def test_a_report_is_written_whole_or_not_at_all(tmp_path):
 # --- of commands, in a browser ------------------------------------------------------------------------------
 
 
-PAGES = ("run", "post", "local", "refine", "tilt", "study")
+PAGES = ("run", "post", "local", "refine", "tilt", "study", "simulated", "fsc", "mask", "external")
 
 
 @pytest.fixture(scope="module")
@@ -228,7 +229,17 @@ def reports(tmp_path_factory):
     words = (folder / "a<b>.st", "--lam", 5, "--thickness", 24, "--background", "none")
     call("stet", "reconstruct", *words, "-o", folder / "tilt")
     call("stet", "study", *words, "-o", folder / "study", "--fractions", 0.2, 0.1)
-    return {name: folder / name for name in PAGES}
+    for name in ("fsc", "mask", "external"):
+        (folder / name).mkdir()
+    call("fsc", *halves, "--mask", folder / "mask.mrc", "--report", folder / "fsc" / "report.html")
+    page = folder / "mask" / "report.html"
+    call("mask", folder / "truth.mrc", "-o", folder / "mask" / "m.mrc", "--edge", 2, "--report", page)
+    k = np.fft.fftfreq(16) * 16
+    weight = np.exp(-0.02 * (k[:, None, None] ** 2 + k[:, None] ** 2 + np.arange(9) ** 2))
+    data = weight * np.fft.rfftn(np.fft.ifftshift(soft_sphere((16,) * 3, 3.0, 2.0)))
+    star = write_sums(folder / "external", data, weight, np.ones(5), np.ones(5), box=8, stem="report")
+    call("external-reconstruct", star)
+    return {name: folder / name for name in PAGES} | {"simulated": folder}
 
 
 @pytest.mark.parametrize(
@@ -259,12 +270,19 @@ def reports(tmp_path_factory):
         ),
         ("tilt", 2, ["Tilt series a<b>.st", "13 tilts of 32 x 24 pixels", "32 x 24 x 24", "missing wedge"]),
         ("study", 8, ["Dose study of a<b>.st", "PSNR (dB)", "pixels that were held out", "10 %"]),
+        ("simulated", 3, ["60 particles of 16 x 16 pixels", "Signal to noise", "protein white"]),
+        ("fsc", 1, ["FSC of half1<b>.mrc and half2<b>.mrc", "corrected for the mask", "at half-bit"]),
+        ("mask", 1, ["Mask of truth.mrc", "found by Otsu's rule", "an edge of 2 pixels is sharp", "kDa"]),
+        ("external", 1, ["Reconstruction for report.star", "prior: tv", "Choice of lambda", "_unfil.mrc"]),
     ],
 )
 def test_reports_of_the_commands(reports, name, pictures, shown):
     folder = reports[name]
     page = Page((folder / "report.html").read_text(encoding="utf-8"))
-    record = json.loads((folder / "run.json").read_text())
+    files = [file for file in (folder / "run.json", folder / "report.json") if file.exists()]
+    record = (
+        json.loads(files[0].read_text()) if files else {"warnings": [], "versions": {"numpy": np.__version__}}
+    )
     assert len(page.all("img")) == pictures and not page.all("script") and not page.all("b")[pictures:]
     for text in (*shown, *record["warnings"], "How to make it again", record["versions"]["numpy"]):
         assert text in page.text, text

@@ -76,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.print_help(sys.stderr)
         return EXIT_USAGE
     console = Console(quiet=args.quiet, json=args.json, debug=args.debug)
-    with console.listening(words):
+    with console.listening(words, args.log):
         start = time.perf_counter()
         code, report = _run(args, words, console)
         logging.getLogger(__name__).info("exit code %d after %.1f s", code, time.perf_counter() - start)

@@ -124,18 +124,21 @@ class Console:
             _put(sys.stdout, json.dumps(plain(report), indent=2, allow_nan=False))
 
     @contextmanager
-    def listening(self, words: Sequence[str]) -> Iterator[None]:
+    def listening(self, words: Sequence[str], log_file: str | None = None) -> Iterator[None]:
         """Pass the library's log and Python's warnings to the user, and to the log of the run, for the block.
 
-        ``words`` are the command, for the log.
+        ``words`` are the command, for the log; ``log_file`` is where it goes, if not into an output folder.
         """
         log = logging.getLogger("invcryo")
-        handlers = (_Listener(self), RunLog(words))
+        run_log = RunLog(words)
+        handlers = (_Listener(self), run_log)
         level, propagate = log.level, log.propagate
         for handler in handlers:
             log.addHandler(handler)
         log.setLevel(logging.DEBUG if self.debug else logging.INFO)
         log.propagate = False
+        if log_file is not None:
+            run_log.open(Path(log_file))
         with warnings.catch_warnings():
             warnings.showwarning = lambda message, *_, **__: self.warn(str(message))
             try:
@@ -289,6 +292,11 @@ def add_talking(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--json", action="store_true", help="print the result as one JSON object, not as text")
     group.add_argument("--quiet", action="store_true", help="print nothing but warnings and errors")
     group.add_argument("--debug", action="store_true", help="print details, and the traceback of an error")
+    group.add_argument(
+        "--log",
+        metavar="FILE",
+        help="append what happens, with times, to this file; default: run.log in the output folder, if there is one",
+    )
 
 
 def finite(text: str) -> float:
@@ -325,6 +333,15 @@ def _number(text: str, kind: Callable[[str], Any], test: Callable[[Any], bool], 
     if not good:
         raise argparse.ArgumentTypeError(f"must be {what}, got {text!r}")
     return value
+
+
+def add_report(parser: Any) -> None:
+    """For commands without an output folder."""
+    parser.add_argument(
+        "--report",
+        metavar="PAGE.html",
+        help="write all of it on one page: result, warnings, picture, options, how to make it again",
+    )
 
 
 def add_threads(parser: Any) -> None:

@@ -20,6 +20,9 @@ from .common import (
     positive,
 )
 from .output import record, write_json
+from .pages import write_external_page
+from .pictures import matplotlib_is_there
+from .runlog import active_log
 
 #: Of `invcryo.inversion.PENALTIES`, written out so that the help needs no NumPy.
 REGULARISERS = ("tv", "tv-aniso", "wavelet", "hessian", "wiener")
@@ -28,6 +31,8 @@ _SHARED = (
     "half maps made with this prior share it: quote no FSC of theirs, but that of RELION's *_unfil.mrc, and know that"
     " their poses were aligned with the prior"
 )
+
+_SLICES = "Central slices of the map. The bar counts voxels: RELION does not say here how large they are."
 
 _DESCRIPTION = """\
 Reconstruct in place of RELION within its own refinement: RELION does the alignment, and this command makes each new
@@ -46,7 +51,8 @@ The FSC that RELION quotes and stops by is made from its own unregularised half 
 the alignment does, in both halves alike. As with every regularised refinement, verify a resolution with maps
 reconstructed anew without a prior (`invcryo reconstruct --reg none --half-maps`).
 
-Beside the map that RELION reads, STARFILE with .json in place of .star says how it was made.
+Beside the map that RELION reads, STARFILE with .html in place of .star shows it and says how it was made, with .json
+the same for programs, and with .log when what happened.
 """
 _EXAMPLES = """\
   RELION_EXTERNAL_RECONSTRUCT_EXECUTABLE="invcryo external-reconstruct" relion_refine ... --external_reconstruct
@@ -102,6 +108,10 @@ def run(args: argparse.Namespace, words: Sequence[str], console: Console) -> tup
     from ..io import write_map
 
     started = time.time()
+    star = Path(args.star)
+    log = active_log()
+    if log is not None and star.is_file():
+        log.open(star.with_suffix(".log"))
     with use(threads=args.threads), Interrupts(console, patience=False):
         sums = read_external(args.star)
         report: dict[str, Any] = {"regulariser": args.reg, "box": sums.box, "radius": sums.radius}
@@ -131,7 +141,14 @@ def run(args: argparse.Namespace, words: Sequence[str], console: Console) -> tup
     # RELION does not say here how large a voxel is, and does not ask
     write_map(path, volume, 1.0, label="invcryo external-reconstruct")
     report = {"map": path, **report, **record(args, words, started)}
-    write_json(Path(args.star).with_suffix(".json"), report)
+    report["warnings"] = console.warnings
+    pictures = {}
+    if matplotlib_is_there(console):
+        from .. import plot
+
+        pictures[_SLICES] = plot.slices(volume, pixel_size=1.0)
+    write_external_page(star.with_suffix(".html"), args.star, pictures, report)
+    write_json(star.with_suffix(".json"), report)
     console.say(
         f"{path}: {sums.box} x {sums.box} x {sums.box} voxels\n"
         + facts(

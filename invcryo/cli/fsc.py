@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import argparse
 import os
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .common import EXIT_DONE, Console, UsageError, add_pixel_size, facts, new_parser
-from .output import check_new_files
+from .common import EXIT_DONE, Console, UsageError, add_pixel_size, add_report, facts, new_parser
+from .output import check_new_files, record
+from .pages import write_fsc_page
+from .pictures import matplotlib_is_there
 
 if TYPE_CHECKING:
     from ..metrics import FSC, MaskedFSC
@@ -66,10 +69,12 @@ def add_parser(commands: Any) -> None:
         " folder that exists, or a name that ends in /, as fsc.xml and fsc.star in it",
     )
     parser.add_argument("--plot", metavar="P.png", help="draw the curve (PNG, PDF or SVG)")
+    add_report(parser)
     parser.add_argument("--overwrite", action="store_true", help="replace files that are there already")
 
 
 def run(args: argparse.Namespace, words: Sequence[str], console: Console) -> tuple[int, dict[str, Any]]:
+    started = time.time()
     outputs = _outputs(args)
     from ..io import read_map
     from ..metrics import fsc, model_on_grid, phase_randomised_fsc, write_fsc_star, write_fsc_xml
@@ -88,7 +93,9 @@ def run(args: argparse.Namespace, words: Sequence[str], console: Console) -> tup
         shown = {"FSC": main}
     else:
         mask = read_map(args.mask, pixel_size=args.pixel_size).data
-        curves = phase_randomised_fsc(a.data, b.data, mask, pixel_size=sizes, rng=0)
+        curves = phase_randomised_fsc(
+            a.data, b.data, mask, pixel_size=sizes, rng=0, progress=console.progress
+        )
         main = curves.corrected
         shown = {"corrected for the mask": main, "masked": curves.masked, "unmasked": curves.unmasked}
         if curves.randomised is not None:
@@ -111,6 +118,14 @@ def run(args: argparse.Namespace, words: Sequence[str], console: Console) -> tup
         from .. import plot
 
         plot.save(plot.fsc_curves(shown, (0.143, 0.5)), outputs["plot"])
+    if "report" in outputs:
+        pictures = {}
+        if matplotlib_is_there(console):
+            from .. import plot
+
+            pictures["Fourier shell correlation."] = plot.fsc_curves(shown, (0.143, 0.5))
+        run_record = {**record(args, words, started), "warnings": console.warnings}
+        write_fsc_page(args.report, (args.first, args.second), shown, order, pictures, run_record)
     for path in outputs.values():
         console.say(f"wrote {path}")
     return EXIT_DONE, {
@@ -179,5 +194,7 @@ def _outputs(args: argparse.Namespace) -> dict[str, Path]:
         outputs["plot"] = Path(args.plot)
         if outputs["plot"].suffix.lower() not in (".png", ".pdf", ".svg"):
             raise UsageError(f"--plot {args.plot}: the name must end in .png, .pdf or .svg")
+    if args.report is not None:
+        outputs["report"] = Path(args.report)
     check_new_files(outputs.values(), overwrite=args.overwrite)
     return outputs

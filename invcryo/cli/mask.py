@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,14 @@ from .common import (
     Console,
     UsageError,
     add_pixel_size,
+    add_report,
     facts,
     finite,
     new_parser,
     non_negative,
 )
-from .output import check_new_files
+from .output import check_new_files, record
+from .pages import write_mask_page
 from .pictures import matplotlib_is_there
 
 #: Protein, kilodalton per cubic angstrom: 1.35 g/ml (0.81 Da per cubic angstrom).
@@ -81,15 +84,18 @@ def add_parser(commands: Any) -> None:
         help="width of the soft edge in pixels; default: 6",
     )
     add_pixel_size(parser, "angstrom per pixel, in place of what the header says")
+    add_report(parser)
     parser.add_argument("--overwrite", action="store_true", help="replace files that are there already")
 
 
 def run(args: argparse.Namespace, words: Sequence[str], console: Console) -> tuple[int, dict[str, Any]]:
+    started = time.time()
     output = Path(args.output)
     if output.suffix.lower() not in (".mrc", ".map", ".ccp4"):
         raise UsageError(f"-o {args.output}: the mask is a map, its name must end in .mrc, .map or .ccp4")
     picture = output.with_suffix(".png")
-    check_new_files([output, picture], overwrite=args.overwrite)
+    page = [] if args.report is None else [Path(args.report)]
+    check_new_files([output, picture, *page], overwrite=args.overwrite)
     from ..io import read_map, write_map
     from ..metrics import automatic_threshold, soft_mask
 
@@ -109,11 +115,31 @@ def run(args: argparse.Namespace, words: Sequence[str], console: Console) -> tup
     _warn(console, mask, inside, args.edge)
     write_map(output, mask, size, like=volume, label="mask")
     files = [output]
+    pictures = {}
     if matplotlib_is_there(console):
         from .. import plot
 
-        plot.save(plot.masked_slices(volume.data, mask, pixel_size=size), picture)
+        drawn = plot.masked_slices(volume.data, mask, pixel_size=size)
+        plot.save(drawn, picture)
+        pictures["Slices of the map with the outline of the mask, which must not cut into the particle."] = (
+            drawn
+        )
         files.append(picture)
+    report = {
+        "threshold": threshold,
+        "threshold_is_automatic": automatic,
+        "lowpass_angstrom": lowpass,
+        "extend_pixels": args.extend,
+        "edge_pixels": args.edge,
+        "fraction_above_threshold": inside,
+        "mass_kda": mass,
+        "fraction_of_mask": fraction,
+        "pixel_size": size,
+        "warnings": console.warnings,
+    }
+    if page:
+        write_mask_page(args.report, args.map, pictures, {**record(args, words, started), **report})
+        files += page
     console.say(f"mask of {args.map}: box {' x '.join(map(str, mask.shape))}, {size:g} angstrom per pixel")
     console.say(
         facts(
@@ -128,19 +154,7 @@ def run(args: argparse.Namespace, words: Sequence[str], console: Console) -> tup
     )
     for path in files:
         console.say(f"wrote {path}")
-    return EXIT_DONE, {
-        "threshold": threshold,
-        "threshold_is_automatic": automatic,
-        "lowpass_angstrom": lowpass,
-        "extend_pixels": args.extend,
-        "edge_pixels": args.edge,
-        "fraction_above_threshold": inside,
-        "mass_kda": mass,
-        "fraction_of_mask": fraction,
-        "pixel_size": size,
-        "files": files,
-        "warnings": console.warnings,
-    }
+    return EXIT_DONE, {**report, "files": files}
 
 
 def _warn(console: Console, mask: Any, inside: float, edge: float) -> None:

@@ -18,7 +18,7 @@ from typing import Any
 
 from .._version import __version__
 from .common import plain
-from .runlog import active_log, working_folder
+from .runlog import LOG, active_log, working_folder
 
 PACKAGES = ("numpy", "scipy", "numba", "pyfftw", "mrcfile", "gemmi", "tqdm")
 OPTIONAL_PACKAGES = ("matplotlib",)
@@ -68,7 +68,7 @@ class OutputFolder:
             ) from error
         log = active_log()
         if log is not None:
-            log.open(self.path)
+            log.open(self.path / LOG)
         return self
 
     def __exit__(
@@ -137,7 +137,7 @@ def record(args: argparse.Namespace, words: Sequence[str], started: float) -> di
     """What ``run.json`` says of every run: the command as typed, all options, versions, time."""
     from ..backend import threads
 
-    hidden = ("run", "command", "json", "quiet", "debug")
+    hidden = ("run", "command", "json", "quiet", "debug", "log")
     return {
         "command_line": ["invcryo", *words],
         "working_folder": working_folder(),

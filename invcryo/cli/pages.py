@@ -49,15 +49,19 @@ def add_pictures(page: Report, folder: Path, captions: Mapping[str, str]) -> Non
 
 def end(page: Report, folder: Path, record: Mapping[str, Any]) -> None:
     """Add the warnings and how to make it again, and write the page into ``folder``."""
-    page.warning(*record.get("warnings", ())).run(record).write(folder / PAGE)
+    finish(page, folder / PAGE, record)
 
 
-def short(curve: FSC, threshold: float | str = 0.143) -> str:
+def finish(page: Report, path: str | Path, record: Mapping[str, Any]) -> None:
+    """The same into a file."""
+    page.warning(*record.get("warnings", ())).run(record).write(path)
+
+
+def short(curve: FSC, threshold: float | str = 0.143, symmetry_order: int = 1) -> str:
     """A resolution for a headline."""
-    value = curve.resolution(threshold)
-    return (
-        f"{'≤ ' if curve.beyond_nyquist(threshold) else ''}{value:.2f} Å" if value < float("inf") else "none"
-    )
+    value = curve.resolution(threshold, symmetry_order=symmetry_order)
+    bound = curve.beyond_nyquist(threshold, symmetry_order=symmetry_order)
+    return f"{'≤ ' if bound else ''}{value:.2f} Å" if value < float("inf") else "none"
 
 
 # --- reconstruct --------------------------------------------------------------------------------------------
@@ -82,9 +86,12 @@ def reconstruct_page(
     from ..report import SHARED_PRIOR
 
     n, size = report["box"], result.pixel_size
-    how = (
-        "least squares, no regularisation" if result.lam is None else f"{result.reg}, lambda {result.lam:.4g}"
-    )
+    if result.stopped_by == "direct":
+        how = "direct Fourier, " + ("Wiener weights" if result.reg == "wiener" else "no weights")
+    elif result.lam is None:
+        how = "least squares, no regularisation"
+    else:
+        how = f"{result.reg}, lambda {result.lam:.4g}"
     lead = f"{count(report['particles'], 'particle')}; {how}; {n} x {n} x {n} voxels of {size:g} Å."
     page = begin(title, lead)
     best = result.fsc_noreg if result.fsc_noreg is not None else result.fsc
@@ -93,7 +100,8 @@ def reconstruct_page(
     page.headline("Particles", report["particles"])
     if result.lam is not None:
         page.headline("Lambda", f"{result.lam:.4g}", result.lam_rule or "")
-    page.headline("Iterations", report["iterations"], f"stopped by {result.stopped_by}")
+    if result.stopped_by != "direct":
+        page.headline("Iterations", report["iterations"], f"stopped by {result.stopped_by}")
     page.headline("Time", f"{report['wall_seconds']:.0f} s", count(report["threads"], "thread"))
     if result.fsc is not None:
         page.section("Resolution")
@@ -140,6 +148,114 @@ def _add_inputs(page: Report, inputs: Mapping[str, Any] | None) -> None:
     if len(stacks) > 10:
         rows.append((f"and {len(stacks) - 10} more", "see run.json"))
     page.table(rows)
+
+
+# --- the step of a RELION refinement -------------------------------------------------------------------------
+
+
+def write_external_page(
+    path: Path, star: str, pictures: Mapping[str, Any], record: Mapping[str, Any]
+) -> None:
+    """``pictures`` are captions and axes."""
+    box = record["box"]
+    page = begin(
+        f"Reconstruction for {Path(star).name}",
+        f"One step of a RELION refinement; prior: {record['regulariser']}; {box} x {box} x {box} voxels.",
+    )
+    if "lambda" in record:
+        page.headline("Lambda", f"{record['lambda']:.4g}", record["lambda_rule"])
+        page.headline("Iterations", record["iterations"], f"gap {record['gap']:.2g}")
+    page.headline("Data reach", f"{record['radius']:g}", "Fourier voxels")
+    page.headline("Time", f"{record['wall_seconds']:.0f} s", count(record["threads"], "thread"))
+    if "note" in record:
+        page.text(record["note"][0].upper() + record["note"][1:] + ".")
+    _add_axes(page, pictures)
+    if record.get("lambda_search"):
+        page.section("Choice of lambda")
+        rows = [
+            (f"{row['lambda']:.4g}", f"{row['misfit'] - record['misfit_least']:.5g}")
+            for row in record["lambda_search"]
+        ]
+        wanted = record["misfit_wanted"] - record["misfit_least"]
+        page.table(
+            rows,
+            header=("lambda", "misfit above the least"),
+            caption=f"wanted: {wanted:.5g}, as RELION's own prior leaves",
+        )
+    finish(page, path, record)
+
+
+def _add_axes(page: Report, pictures: Mapping[str, Any]) -> None:
+    if pictures:
+        page.section("Pictures" if len(pictures) > 1 else "Picture")
+    for caption, axes in pictures.items():
+        page.figure(axes, caption)
+
+
+# --- of two maps, of a mask, of a simulation -----------------------------------------------------------------
+
+
+def write_fsc_page(
+    path: str,
+    names: tuple[str, str],
+    curves: Mapping[str, FSC],
+    symmetry_order: int,
+    pictures: Mapping[str, Any],
+    record: Mapping[str, Any],
+) -> None:
+    """``curves`` by name, the one to quote first."""
+    main = next(iter(curves.values()))
+    a, b = (Path(name).name for name in names)
+    page = begin(f"FSC of {a} and {b}", f"Box {main.box}, {main.pixel_size:g} Å per pixel.")
+    thresholds: tuple[float | str, ...] = (0.143, 0.5, "half-bit")
+    for threshold in thresholds:
+        page.headline(f"at {threshold}", short(main, threshold, symmetry_order))
+    page.text(
+        "0.143 is for two half maps, 0.5 for a map against a truth or a model. Half maps that were regularised share"
+        " their prior: their FSC tells no resolution. A mirror image of both cannot be told."
+    )
+    _add_axes(page, pictures)
+    page.section("Resolution")
+    rows = [(name, *(short(curve, t, symmetry_order) for t in thresholds)) for name, curve in curves.items()]
+    page.table(rows, header=("", *(f"at {t}" for t in thresholds)))
+    finish(page, path, record)
+
+
+def write_mask_page(path: str, name: str, pictures: Mapping[str, Any], record: Mapping[str, Any]) -> None:
+    page = begin(f"Mask of {Path(name).name}", f"{record['pixel_size']:g} Å per pixel.")
+    how = "found by Otsu's rule" if record["threshold_is_automatic"] else "as given"
+    page.headline("Threshold", f"{record['threshold']:.4g}", how)
+    page.headline("Above it", f"{100 * record['fraction_above_threshold']:.1f} %", "of the box")
+    page.headline("Mass there", f"{record['mass_kda']:.0f} kDa", "if it is protein")
+    page.headline("Mask above 0.5", f"{100 * record['fraction_of_mask']:.1f} %", "of the box")
+    _add_axes(page, pictures)
+    page.section("Numbers")
+    low = record["lowpass_angstrom"]
+    page.facts(
+        {
+            "low-pass": "none" if low is None else f"{low:g} Å",
+            "extension, pixels": record["extend_pixels"],
+            "edge, pixels": record["edge_pixels"],
+        }
+    )
+    finish(page, path, record)
+
+
+def write_simulate_page(folder: Path, pictures: Mapping[str, Any], record: Mapping[str, Any]) -> None:
+    n, box, size = record["particles"], record["box"], record["pixel_size"]
+    page = begin(
+        "Simulated particles", f"{count(n, 'particle')} of {box} x {box} pixels, {size:g} Å per pixel."
+    )
+    snr = record["arguments"]["snr"]
+    page.headline("Signal to noise", "no noise" if snr is None else f"{snr:g}")
+    page.headline("Particles", n)
+    page.headline("Box", box, f"{box * size:g} Å")
+    page.text(
+        "The images are in units of the standard deviation of the noise, protein white; truth.mrc is the map that a"
+        " perfect reconstruction would give, in the units of the images."
+    )
+    _add_axes(page, pictures)
+    end(page, folder, record)
 
 
 # --- refine -------------------------------------------------------------------------------------------------

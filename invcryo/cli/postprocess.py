@@ -187,12 +187,15 @@ def run(args: argparse.Namespace, words: Sequence[str], console: Console) -> tup
             force_mask=args.force_mask,
             counting=args.counting,
             rng=args.seed,
+            progress=console.progress,
         )
         cones = None
         if args.directional:
             from ..metrics import directional_fsc
 
-            cones = directional_fsc(a.data, b.data, mask, pixel_size=(a.pixel_size, b.pixel_size))
+            cones = directional_fsc(
+                a.data, b.data, mask, pixel_size=(a.pixel_size, b.pixel_size), progress=console.progress
+            )
         _warn(console, args, result)
         report = _report(args, result, console)
         if cones is not None:

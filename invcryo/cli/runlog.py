@@ -1,4 +1,4 @@
-"""The log of a run: ``run.log`` in the output folder, each line with its time, one run after the other."""
+"""The log of a run: ``run.log`` in the output folder, or a file that was named; lines with times, run after run."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ LOG = "run.log"
 
 
 class RunLog(logging.Handler):
-    """Keeps what is logged until there is a folder to write it into, and writes through from then on.
+    """Keeps what is logged until there is a file to write it into, and writes through from then on.
 
     A log that cannot be written is said once, and does not end the run.
 
@@ -48,11 +48,11 @@ class RunLog(logging.Handler):
         else:
             self._write(line)
 
-    def open(self, folder: Path) -> None:
-        """Write into ``folder`` from now on; what an earlier run wrote there stays above."""
-        if self._path is not None:  # a command that makes several folders tells all in the first
+    def open(self, path: Path) -> None:
+        """Write into this file from now on; what an earlier run wrote there stays above."""
+        if self._path is not None:  # what was named comes first; of several folders, the first
             return
-        self._path = folder / LOG
+        self._path = path
         try:
             self._file = self._path.open("a", encoding="utf-8", errors="backslashreplace")
         except OSError as error:
@@ -72,7 +72,7 @@ class RunLog(logging.Handler):
         super().close()
 
     def discard(self) -> None:
-        """Remove the log of a run that came to nothing, with a folder that it alone is in."""
+        """Remove the log of a run that came to nothing, in a folder that it alone is in."""
         if self._path is not None and os.listdir(self._path.parent) == [LOG]:
             self.close()
             self._path.unlink()

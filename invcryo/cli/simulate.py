@@ -22,12 +22,14 @@ from .common import (
     seed,
 )
 from .output import OutputFolder, record, write_json
+from .pages import PAGE, write_simulate_page
+from .pictures import matplotlib_is_there
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-RESULTS = ("particles.mrcs", "particles.star", "truth.mrc", "run.json")
+RESULTS = ("particles.mrcs", "particles.star", "truth.mrc", PAGE, "run.json")
 #: Those of `invcryo.simulate.PHANTOMS`, which takes a second to import.
 PHANTOM_NAMES = ("shepp-logan", "blobs", "helix", "shell", "enzyme")
 _BOX, _PIXEL_SIZE = 64, 3.0
@@ -37,7 +39,7 @@ Simulate a particle set of a known map: projections in random directions, with C
 comes out can be read by `invcryo reconstruct` and by RELION (run in the output folder). Protein is white.
 
 DIR receives particles.mrcs (the images, in units of the standard deviation of the noise), particles.star
-(poses, CTF, half sets), truth.mrc (the map in the units of the images) and run.json.
+(poses, CTF, half sets), truth.mrc (the map in the units of the images), report.html and run.json.
 """
 _EXAMPLES = """\
   invcryo simulate --phantom enzyme -o sim -n 2000 --box 64 --pixel-size 3 --snr 0.1
@@ -193,6 +195,7 @@ def _run(
             "warnings": console.warnings,
             **record(args, words, started),
         }
+        write_simulate_page(staging, _pictures(stack, console), report)
         write_json(staging / "run.json", report)
     noise = "no noise" if args.snr is None else f"signal-to-noise ratio {args.snr:g}"
     console.say(f"wrote {args.n} particles of {stack.box} x {stack.box} pixels, {noise}, to {folder.path}:")
@@ -202,6 +205,7 @@ def _run(
                 ("particles.star", f"poses, CTF, half sets; {pixel_size:g} angstrom per pixel"),
                 ("particles.mrcs", "the images, protein white"),
                 ("truth.mrc", "the map that a perfect reconstruction would give"),
+                (PAGE, "the first images and the map, on one page"),
                 ("run.json", "how this was made"),
             ]
         )
@@ -210,6 +214,19 @@ def _run(
         f"next: invcryo reconstruct {folder.path / 'particles.star'} -o {folder.path / 'run'} --half-maps"
     )
     return EXIT_DONE, {"folder": folder.path, "files": [folder.path / name for name in RESULTS], **report}
+
+
+def _pictures(stack: Any, console: Console) -> dict[str, Any]:
+    """Captions and axes."""
+    if not matplotlib_is_there(console):
+        return {}
+    from .. import plot
+
+    return {
+        "The first images.": plot.projections(stack.images, 10, columns=5),
+        "Central slices of the map.": plot.slices(stack.images.truth, pixel_size=stack.pixel_size),
+        "Where the particles are seen from.": plot.orientations(stack.poses),
+    }
 
 
 def _volume(args: argparse.Namespace, rng: np.random.Generator) -> tuple[NDArray, float]:

@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..grid import frequencies
+from ..progress import Meter
 from ..rotation import spiral_views
-from .fsc import FSC, _checked, _parts, _single_pixel_size, _transform
+from .fsc import FSC, _checked, _parts, _single_pixel_size, _slabs, _transform
 
 if TYPE_CHECKING:
     from ..data import Poses
@@ -83,6 +84,7 @@ def directional_fsc(
     n_axes: int = 256,
     half_angle: float = 20.0,
     threshold: float = 0.143,
+    progress: bool | None = None,
 ) -> DirectionalFSC:
     """FSC of two half maps within double cones about evenly spread axes, as 3DFSC and the cFAR take it.
 
@@ -96,6 +98,8 @@ def directional_fsc(
     half_angle : float
         Degrees.
     threshold : float
+    progress : bool, optional
+        Whether to draw a progress bar; default: on a terminal.
     """
     size = _single_pixel_size(pixel_size)
     first, second, weight = _checked(a, b, mask)
@@ -113,21 +117,24 @@ def directional_fsc(
     cosine = np.cos(np.deg2rad(half_angle)) - 1e-9
     sums = np.zeros((4, n_axes, count))  # cross, power of a, power of b, voxels
     total = np.zeros((4, count))
-    for rows, shells, mates in _parts(shape):
-        inside = (shells < count) & (shells > 0)
-        shell = shells[inside]
-        u, v = fa[rows][inside].astype(np.complex128), fb[rows][inside].astype(np.complex128)
-        w = mates[inside]
-        terms = (w * (u.real * v.real + u.imag * v.imag), w * np.abs(u) ** 2, w * np.abs(v) ** 2, w)
-        k = np.broadcast_arrays(x, y, z[rows])
-        directions = np.stack([c[inside] for c in k])
-        directions /= np.sqrt((directions**2).sum(axis=0))
-        for part, term in zip(total, terms, strict=True):
-            part += np.bincount(shell, weights=term, minlength=count)
-        for i, axis in enumerate(axes):
-            cone = np.abs(axis @ directions) >= cosine
-            for j, term in enumerate(terms):
-                sums[j, i] += np.bincount(shell[cone], weights=term[cone], minlength=count)
+    work = len(_slabs(shape)) * n_axes
+    with Meter("FSC by direction", total=work, unit="cones", show=progress) as meter:
+        for rows, shells, mates in _parts(shape):
+            inside = (shells < count) & (shells > 0)
+            shell = shells[inside]
+            u, v = fa[rows][inside].astype(np.complex128), fb[rows][inside].astype(np.complex128)
+            w = mates[inside]
+            terms = (w * (u.real * v.real + u.imag * v.imag), w * np.abs(u) ** 2, w * np.abs(v) ** 2, w)
+            k = np.broadcast_arrays(x, y, z[rows])
+            directions = np.stack([c[inside] for c in k])
+            directions /= np.sqrt((directions**2).sum(axis=0))
+            for part, term in zip(total, terms, strict=True):
+                part += np.bincount(shell, weights=term, minlength=count)
+            for i, axis in enumerate(axes):
+                cone = np.abs(axis @ directions) >= cosine
+                for j, term in enumerate(terms):
+                    sums[j, i] += np.bincount(shell[cone], weights=term[cone], minlength=count)
+                meter.step()
     frequency = np.arange(count) / (box * size)
     total[3, 0] = 1
     voxels = np.rint(total[3]).astype(np.int64)

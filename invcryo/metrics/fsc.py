@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 from xml.etree import ElementTree
@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import fft
 
 from ..grid import frequencies, shell_index
+from ..progress import Meter
 
 __all__ = [
     "FSC",
@@ -32,6 +33,9 @@ logger = logging.getLogger(__name__)
 
 #: How the samples of a stored half-spectrum are counted; see `fsc`.
 Counting = Literal["friedel", "relion"]
+
+#: Times that `_phase_randomised` calls ``step``, about equally far apart.
+MASKED_STEPS = 5
 
 #: Samples of the spectrum accumulated at a time; bounds the temporary arrays to some tens of megabytes.
 _CHUNK = 1 << 20
@@ -189,6 +193,7 @@ def phase_randomised_fsc(
     randomise_below: float = 0.8,
     counting: Counting = "friedel",
     rng: np.random.Generator | int | None = None,
+    progress: bool | None = None,
 ) -> MaskedFSC:
     """FSC of two masked half maps, corrected for the correlation that the mask itself makes.
 
@@ -212,13 +217,33 @@ def phase_randomised_fsc(
         As for `fsc`. With ``"relion"``, moreover, samples become random from the radius of that shell on (not
         from half a voxel before it), each with a phase of its own, and negative corrected values stay.
     rng : Generator or int, optional
+    progress : bool, optional
+        Whether to draw a progress bar; default: on a terminal.
     """
+    with Meter("FSC and random phases", total=MASKED_STEPS, unit="steps", show=progress) as meter:
+        return _phase_randomised(
+            a, b, mask, pixel_size, randomise_below, counting, np.random.default_rng(rng), meter.step
+        )
+
+
+def _phase_randomised(
+    a: ArrayLike,
+    b: ArrayLike,
+    mask: ArrayLike,
+    pixel_size: float | Sequence[float],
+    randomise_below: float,
+    counting: Counting,
+    rng: np.random.Generator,
+    step: Callable[[], None],
+) -> MaskedFSC:
     _check_counting(counting)
     pixel_size = _single_pixel_size(pixel_size)
     a, b, weight = _checked(a, b, mask)
     transforms = [_transform(a, None), _transform(b, None)]
     unmasked = _curve(transforms[0], transforms[1], a.shape, pixel_size, None, counting)
+    step()
     masked = _curve(_transform(a, weight), _transform(b, weight), a.shape, pixel_size, weight, counting)
+    step()
     below = unmasked.correlation < randomise_below
     below[0] = False
     if not below.any():
@@ -227,11 +252,13 @@ def phase_randomised_fsc(
             " curve is the masked one",
             randomise_below,
         )
+        for _ in range(MASKED_STEPS - 2):
+            step()
         return MaskedFSC(masked, unmasked, masked, None, None)
     start = int(np.argmax(below))
-    generator = np.random.default_rng(rng)
     for transform in transforms:
-        _randomise_phases(transform, a.shape, start, generator, counting)
+        _randomise_phases(transform, a.shape, start, rng, counting)
+        step()
     noise = [_transform(fft.irfftn(t, s=a.shape, overwrite_x=True), weight) for t in transforms]
     randomised = _curve(noise[0], noise[1], a.shape, pixel_size, weight, counting)
     corrected = FSC(
@@ -243,6 +270,7 @@ def phase_randomised_fsc(
         masked.fraction,
     )
     result = MaskedFSC(corrected, unmasked, masked, randomised, start)
+    step()
     _warn_of_mask(result)
     return result
 
@@ -406,11 +434,15 @@ def _parts(shape: Sequence[int], counting: Counting = "friedel") -> Iterator[tup
     if len(shape) == 1:
         yield slice(None), shell_index(shape), weight
         return
-    step = max(1, _CHUNK // (int(np.prod(shape[1:-1])) * last))
-    for start in range(0, shape[0], step):
-        rows = slice(start, start + step)
+    for rows in _slabs(shape):
         shells = shell_index(shape, rows=rows)
         yield rows, shells, np.broadcast_to(weight, shells.shape)
+
+
+def _slabs(shape: Sequence[int]) -> list[slice]:
+    """Rows of the first axis of a half-spectrum, so many at a time as `_parts` takes."""
+    step = max(1, _CHUNK // (int(np.prod(shape[1:-1])) * (shape[-1] // 2 + 1)))
+    return [slice(start, start + step) for start in range(0, shape[0], step)]
 
 
 def _curve(

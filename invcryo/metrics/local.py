@@ -152,7 +152,13 @@ def _whole(
     """The curve of the whole maps and the shell from which phases are to be random."""
     if mask is not None:
         curves = phase_randomised_fsc(
-            first, second, mask, pixel_size=size, randomise_below=randomise_below, rng=rng
+            first,
+            second,
+            mask,
+            pixel_size=size,
+            randomise_below=randomise_below,
+            rng=rng,
+            progress=False,
         )
         return curves.corrected, curves.randomised_from
     curve = fsc(first, second, pixel_size=size)

@@ -13,15 +13,17 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import fft
 
 from ..grid import frequencies
+from ..progress import Meter
 from .fsc import (
     FSC,
+    MASKED_STEPS,
     Counting,
     MaskedFSC,
     _checked,
     _parts,
+    _phase_randomised,
     _single_pixel_size,
     fsc,
-    phase_randomised_fsc,
     write_fsc_xml,
 )
 from .masks import lowpass_weight
@@ -142,6 +144,7 @@ def postprocess(
     force_mask: bool = False,
     counting: Counting = "friedel",
     rng: np.random.Generator | int | None = None,
+    progress: bool | None = None,
 ) -> PostProcess:
     """Resolution of two half maps, and their mean sharpened, by the steps and rules of `relion_postprocess`.
 
@@ -184,6 +187,8 @@ def postprocess(
         RELION's table, ``"friedel"`` counts every Fourier voxel once.
     rng : Generator or int, optional
         Of the random phases.
+    progress : bool, optional
+        Whether to draw a progress bar; default: on a terminal.
     """
     size = _single_pixel_size(pixel_size)
     first, second, weight = _checked(half1, half2, mask)
@@ -192,59 +197,63 @@ def postprocess(
     if np.array_equal(first, second):
         raise ValueError("the two half maps are the same map: their FSC is 1 everywhere and tells nothing")
     table = None if mtf is None else _checked_mtf(mtf, size if mtf_pixel_size is None else mtf_pixel_size)
-    curves, particle, fraction = None, None, None
-    if weight is None:
-        curve, passed_over = fsc(first, second, pixel_size=size, counting=counting), False
-    else:
-        curves = phase_randomised_fsc(
-            first,
-            second,
-            weight,
-            pixel_size=size,
-            randomise_below=randomise_below,
-            counting=counting,
-            rng=rng,
-        )
-        fraction, particle = mask_fraction_fsc(curves.unmasked, weight)
-        passed_over = not force_mask and curves.unmasked.resolution() < curves.corrected.resolution()
-        curve = curves.unmasked if passed_over else curves.corrected
-        if passed_over:
-            logger.warning(
-                "the unmasked curve is used in place of the corrected one; force_mask=True keeps it"
+    # transform, sharpening and the way back, beside those that are asked for
+    steps = (1 if weight is None else MASKED_STEPS) + (table is not None) + fsc_weighting + 3
+    with Meter("post-processing", total=steps, unit="steps", show=progress) as meter:
+        curves, particle, fraction = None, None, None
+        if weight is None:
+            curve, passed_over = fsc(first, second, pixel_size=size, counting=counting), False
+            meter.step()
+        else:
+            generator = np.random.default_rng(rng)
+            curves = _phase_randomised(
+                first, second, weight, size, randomise_below, counting, generator, meter.step
             )
-    resolution = curve.resolution()
-    spectrum = _Spectrum(0.5 * (first + second), size, counting)
-    original = spectrum.log_amplitudes()
-    mtf_corrected = None
-    if table is not None:
-        spectrum.multiply(lambda k: _inverse_mtf(k, table, size, counting))
-        mtf_corrected = spectrum.log_amplitudes()
-    weighted = None
-    if fsc_weighting:
-        gains = _fsc_weights(curve.correlation)
-        spectrum.multiply(
-            lambda k: gains[np.minimum(np.rint(k * first.shape[0]).astype(int), len(gains) - 1)]
-        )
-        weighted = spectrum.log_amplitudes()
-    fit = None
-    if bfactor == "auto":
-        latest = next(c for c in (weighted, mtf_corrected, original) if c is not None)
-        fit = _fit_line(spectrum.squared_frequency, latest, fit_range)
-        bfactor = 4 * fit.slope
-    sharpened = None
-    if bfactor != 0:
-        spectrum.multiply(
-            lambda k: np.where(k <= 0.5 * (1 + 1e-9), np.exp(-bfactor / 4 * (k / size) ** 2), 0.0)
-        )
-        sharpened = spectrum.log_amplitudes()
-    if lowpass == "final":
-        lowpass = resolution
-        if not np.isfinite(resolution):
-            raise ValueError("no low-pass at the final resolution: the FSC is below 0.143 from the start")
-    if lowpass is not None:
-        cut = float(lowpass)
-        spectrum.multiply(lambda k: lowpass_weight(k, cut, box=first.shape[0], pixel_size=size))
-    result = spectrum.to_map()
+            fraction, particle = mask_fraction_fsc(curves.unmasked, weight)
+            passed_over = not force_mask and curves.unmasked.resolution() < curves.corrected.resolution()
+            curve = curves.unmasked if passed_over else curves.corrected
+            if passed_over:
+                logger.warning(
+                    "the unmasked curve is used in place of the corrected one; force_mask=True keeps it"
+                )
+        resolution = curve.resolution()
+        spectrum = _Spectrum(0.5 * (first + second), size, counting)
+        original = spectrum.log_amplitudes()
+        meter.step()
+        mtf_corrected = None
+        if table is not None:
+            spectrum.multiply(lambda k: _inverse_mtf(k, table, size, counting))
+            mtf_corrected = spectrum.log_amplitudes()
+            meter.step()
+        weighted = None
+        if fsc_weighting:
+            gains = _fsc_weights(curve.correlation)
+            spectrum.multiply(
+                lambda k: gains[np.minimum(np.rint(k * first.shape[0]).astype(int), len(gains) - 1)]
+            )
+            weighted = spectrum.log_amplitudes()
+            meter.step()
+        fit = None
+        if bfactor == "auto":
+            latest = next(c for c in (weighted, mtf_corrected, original) if c is not None)
+            fit = _fit_line(spectrum.squared_frequency, latest, fit_range)
+            bfactor = 4 * fit.slope
+        sharpened = None
+        if bfactor != 0:
+            spectrum.multiply(
+                lambda k: np.where(k <= 0.5 * (1 + 1e-9), np.exp(-bfactor / 4 * (k / size) ** 2), 0.0)
+            )
+            sharpened = spectrum.log_amplitudes()
+        meter.step()
+        if lowpass == "final":
+            lowpass = resolution
+            if not np.isfinite(resolution):
+                raise ValueError("no low-pass at the final resolution: the FSC is below 0.143 from the start")
+        if lowpass is not None:
+            cut = float(lowpass)
+            spectrum.multiply(lambda k: lowpass_weight(k, cut, box=first.shape[0], pixel_size=size))
+        result = spectrum.to_map()
+        meter.step()
     return PostProcess(
         map=result,
         masked=None if weight is None else result * weight.astype(np.float32),
