@@ -522,6 +522,23 @@ def test_what_a_cs_file_could_not_hold_is_refused_by_name(tmp_path, column, valu
     assert len(read_particles(tmp_path / "new.cs")) == 2
 
 
+def test_an_image_without_its_number_is_refused_and_columns_of_objects_are_written(tmp_path):
+    """Both came up among spoilt files, with errors that named no file."""
+    images = np.zeros((2, 4, 4), np.float32)
+    poses = Poses(np.stack([np.eye(3)] * 2), np.zeros((2, 2)))
+    write_particles(tmp_path / "p.star", ParticleStack(images, 1.5, poses), stack_path=tmp_path / "p.mrcs")
+    stack = read_particles(tmp_path / "p.star")
+    stack.table["some/column"] = np.array(["a", "bc"], dtype=object)
+    write_cs(tmp_path / "new.cs", stack)
+    assert read_cs(tmp_path / "new.cs")["some/column"].tolist() == [b"a", b"bc"]
+    stack.table["rlnImageName"] = np.array(["1@p.mrcs", "F:/x@p.mrcs"])
+    with pytest.raises(
+        ValueError, match=r"two\.cs: rlnImageName of particle 2 is 'F:/x@p.mrcs': no number of"
+    ):
+        write_cs(tmp_path / "two.cs", stack)
+    assert not (tmp_path / "two.cs").exists()
+
+
 def test_a_column_no_star_file_can_name_is_refused_with_the_name_of_the_file(tmp_path):
     images = np.zeros((1, 4, 4), np.float32)
     stack = ParticleStack(images, 1.5, Poses(np.eye(3)[None], np.zeros((1, 2))), table={"blö b": np.ones(1)})

@@ -71,7 +71,12 @@ def write_cs(path: str | os.PathLike[str], stack: ParticleStack) -> None:
         raise ValueError(f"{path}: cryoSPARC goes by the suffix; name the file .cs")
     if not len(stack):
         raise ValueError(f"{path}: there is no particle to write")
-    old = {name: np.asarray(v) for name, v in stack.table.items() if native(name)}
+    # columns of optics groups that were shared out to the particles are of Python's objects
+    old = {
+        name: np.asarray(np.asarray(v).tolist()) if np.asarray(v).dtype.kind == "O" else np.asarray(v)
+        for name, v in stack.table.items()
+        if native(name)
+    }
     columns = _blob_columns(path, stack, old) | _ctf_columns(stack, old) | _pose_columns(path, stack, old)
     for name, values in columns.items():
         if values.dtype.kind == "f" and not np.isfinite(values).all():
@@ -113,10 +118,15 @@ def _blob_columns(path: Path, stack: ParticleStack, old: Columns) -> Columns:
             " write them with write_particles and its stack_path= first"
         )
     places, index = [], []
-    for name in np.asarray(stack.table["rlnImageName"]).tolist():
+    for i, name in enumerate(np.asarray(stack.table["rlnImageName"]).tolist()):
         number, at, place = name.partition("@")
         places.append(place if at else name)
-        index.append(int(number) - 1 if at else 0)
+        try:
+            index.append(int(number) - 1 if at else 0)
+        except ValueError:
+            raise ValueError(
+                f"{path}: rlnImageName of particle {i + 1} is {name!r}: no number of an image stands before @"
+            ) from None
     columns["blob/path"], columns["blob/idx"] = np.array(places), np.array(index, dtype=np.uint32)
     columns["uid"] = _uids(path, stack)
     if "rlnMicrographName" in stack.table:
