@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from ..backend import fft, real_dtype
 from ..data import Poses
 from ..grid import frequencies
-from ..operators import Projector, SingleAxisProjector, ZeroPad
+from ..operators import ImageFilter, Projector, SingleAxisProjector, ZeroPad
 from ..operators.nufft import GridReader
 from ..window import BandLimited
 
@@ -27,6 +27,9 @@ WINDOWS: dict[str, Callable[[NDArray], NDArray]] = {
     "hamming": lambda f: 0.54 + 0.46 * np.cos(2 * np.pi * f),
     "hann": lambda f: 0.5 + 0.5 * np.cos(2 * np.pi * f),
 }
+
+#: Passes over the exact weights of `wbp`; after three the rest is within a per cent where views leave no gaps.
+_PASSES = 3
 
 #: Mean distance of the points of a unit square from its centre.
 _CELL = (2**0.5 + np.log(1 + 2**0.5)) / 6
@@ -141,13 +144,22 @@ def wbp(
         Line integrals without CTF, in units of the map times pixels.
     poses : Poses
     weighting : str
-        "exact" divides every frequency of every image by how often all views together hold it: the spectrum there of
-        the kernel of H^H H, within twice the box (after Radermacher 1986, for any geometry).
+        "exact" divides every frequency of every image by how often all views together hold it, for any geometry; see
+        the notes.
         "radial" multiplies by the frequency, ``2 |k| / n``, which is the same for views spread evenly over the sphere.
     filter : str or callable
         Window over the radial frequency, as in `fbp`.
     volume_shape : int or (nz, ny, nx), optional
         Default: (width, height, width).
+
+    Notes
+    -----
+    How often a frequency is held is the spectrum there of the kernel of H^H W H, within twice the box. With W = 1 this
+    is the exact filter of Harauz and van Heel (1986) and Radermacher (1986), with the views' own geometry in place of
+    a slab of the object's thickness. Dividing by it once is no inverse, since the density changes within a Fourier
+    voxel, most near the origin: on a full half turn, where `fbp` is right to 0.2 %, the map is 3 % off (and 6 to 11 %
+    with slabs). So the weights W that come of it are weighed again, ``W / (spectrum of H^H W H)``, twice: the
+    iteration of Pipe and Menon (1999). It takes as much memory as the spectra of the padded images.
     """
     y = _images(images)
     if y.ndim != 3 or len(y) != len(poses):
@@ -164,8 +176,8 @@ def wbp(
     radius = np.hypot(fy, fx)
     window = np.where(radius <= 0.5, _window(filter)(np.minimum(radius, 0.5)), 0.0)
     if weighting == "exact":
-        density = _Density(A)
         points = 2 * np.pi * np.stack(np.broadcast_arrays(fx, fy)).reshape(2, -1)
+        weights = _exact_weights(A, points)
     else:
         ramp = radius.copy()
         ramp[0, 0] = _CELL / np.sqrt(np.prod(padded))
@@ -178,31 +190,43 @@ def wbp(
         lib = fft(batch)
         spectrum = lib.rfft2(batch)
         if weighting == "exact":
-            spectrum /= density.at(poses.matrices[part, :2], points).reshape(spectrum.shape)
+            spectrum *= weights[part]
         spectrum *= window.astype(y.dtype)
         A.rows(part).add_adjoint(lib.irfft2(spectrum, s=tuple(padded)), total)
     return total.result()
 
 
-class _Density:
-    """How often all views hold a frequency: the transform of the kernel of H^H H, brought to zero at its ends.
+def _exact_weights(A: Projector, points: NDArray) -> NDArray:
+    """Weights (n, height, width // 2 + 1) under which all views together hold each frequency of an image once.
 
-    The cosine that does so blurs least among the windows whose transforms have no side lobes worth mention; what the
-    lobes could do is bounded, since no frequency of an image counts for less than half of that image alone.
+    The spectrum is that of the kernel brought to zero at its ends by a cosine. It blurs least among the windows whose
+    transforms have no side lobes worth mention; what the lobes could do is bounded, since no frequency of an image
+    counts for less than half of that image alone. Beyond the Nyquist frequency, where images hold nothing, weights
+    are some number.
     """
-
-    def __init__(self, A: Projector) -> None:
-        kernel = A.slice_kernel()
-        own = float(kernel[tuple(n - 1 for n in A.ishape)]) / len(A.poses)
-        for axis, n in enumerate(A.ishape):
-            window = np.cos(0.5 * np.pi / n * np.arange(1 - n, n))
+    n, height, width = A.oshape
+    weights = np.ones((n, height, width // 2 + 1), A.dtype)
+    step = max(1, (1 << 22) // weights[0].size)
+    largest = 0.0
+    for _ in range(_PASSES):
+        kernel = A.slice_kernel(
+            ImageFilter.from_array(weights, A.image_shape, dtype=A.dtype) if largest else None
+        )
+        if not largest:
+            own = float(kernel[tuple(k - 1 for k in A.ishape)]) / n
+            largest = 1 / (
+                0.5 * own * 4 / np.pi * min(A.ishape)
+            )  # the window, summed along the axis of a view
+        for axis, k in enumerate(A.ishape):
+            window = np.cos(0.5 * np.pi / k * np.arange(1 - k, k))
             kernel *= window.reshape((-1,) + (1,) * (2 - axis)).astype(kernel.dtype)
-        self._reader = GridReader(kernel)
-        self._least = 0.5 * own * 4 / np.pi * min(A.ishape)  # the window, summed along the axis of a view
-
-    def at(self, axes: NDArray, points: NDArray) -> NDArray:
-        """At the points of `GridReader.at`; beyond the Nyquist frequency, where images hold nothing, some number."""
-        return np.maximum(self._reader.at(axes, points).real, self._least)
+        density = GridReader(kernel)
+        for start in range(0, n, step):
+            part = slice(start, min(start + step, n))
+            held = density.at(A.poses.matrices[part, :2], points).real.reshape(weights[part].shape)
+            # at most `largest`, also where the lobes of the window have made it zero or less
+            weights[part] /= np.maximum(held, weights[part] / largest)
+    return weights
 
 
 def _images(images: ArrayLike) -> NDArray:
