@@ -74,6 +74,10 @@ and lambda by --lam:
               cannot be told, and is refused
   X           a number, 0 or more
 
+--method direct solves nothing: it divides, voxel by voxel in Fourier space, the sum of CTF times image by the sum of
+CTF squared and a Wiener weight, the noise over the signal power of the shell by the FSC of the half maps. It is the
+classical method, a baseline for those above and a quick look: no iterations.
+
 DIR receives
   report.html    all of it on one page, to look at first
   map.mrc        the map, and map_noreg.mrc, the same without regularisation
@@ -94,6 +98,7 @@ _EXAMPLES = """\
   invcryo reconstruct particles.star -o run --half-maps
   invcryo reconstruct particles.star -o run --half-maps --mask mask.mrc --sym D2 --positivity
   invcryo reconstruct particles.star -o run --half-maps --dry-run    (how much memory does it take?)
+  invcryo reconstruct particles.star -o direct --half-maps --method direct
   invcryo reconstruct --i particles.star --o run --angpix 1.06 --j 8
   relion_postprocess --i run/half1_noreg.mrc --mask mask.mrc --o run/postprocess   (finds half2 itself)
 """
@@ -157,11 +162,16 @@ def add_parser(commands: Any) -> None:
 
     problem = parser.add_argument_group("the problem")
     problem.add_argument(
+        "--method",
+        choices=("regularised", "direct"),
+        default="regularised",
+        help="regularised least squares (default), or direct Fourier reconstruction, see above",
+    )
+    problem.add_argument(
         "--reg",
-        choices=REGULARISERS,
-        default="tv",
+        choices=(*REGULARISERS, "wiener"),
         metavar="R",
-        help=f"{', '.join(REGULARISERS)}; default: tv",
+        help=f"{', '.join(REGULARISERS)}; default: tv. With --method direct: wiener (default) or none",
     )
     problem.add_argument(
         "--lam",
@@ -277,12 +287,13 @@ def dry_run(args: argparse.Namespace, console: Console) -> tuple[int, dict[str, 
 
     stack = load(args)
     try:
+        direct = args.method == "direct"
         planned = plan(
             stack,
-            reg=args.reg,
+            reg="none" if direct else args.reg,
             lam=args.lam,
             scale=args.scale,
-            half_maps=args.half_maps,
+            half_maps=args.half_maps or (direct and args.reg == "wiener"),
             memory=args.memory,
         )
     except TooLargeError as error:
@@ -305,22 +316,30 @@ def solve(
     checkpoint = Checkpoint(folder, fresh=args.fresh)
     if checkpoint.path.exists() and not args.fresh:
         console.note(f"going on with the run that was cut short ({checkpoint.path})")
+    common: dict[str, Any] = {
+        "mask": mask,
+        "symmetry": args.sym,
+        "scale": args.scale,
+        "half_maps": args.half_maps,
+        "memory": args.memory,
+        "checkpoint": checkpoint,
+        "rng": args.seed,
+        "progress": console.progress,
+    }
     try:
-        result = reconstruct(
-            stack,
-            reg=args.reg,
-            lam=args.lam,
-            positivity=args.positivity,
-            mask=mask,
-            symmetry=args.sym,
-            scale=args.scale,
-            half_maps=args.half_maps,
-            max_iter=args.max_iter,
-            memory=args.memory,
-            checkpoint=checkpoint,
-            rng=args.seed,
-            progress=console.progress,
-        )
+        if args.method == "direct":
+            from ..direct import direct_reconstruction
+
+            result = direct_reconstruction(stack, wiener=args.reg == "wiener", **common)
+        else:
+            result = reconstruct(
+                stack,
+                reg=args.reg,
+                lam=args.lam,
+                positivity=args.positivity,
+                max_iter=args.max_iter,
+                **common,
+            )
     except TooLargeError as error:
         raise ValueError(str(error)) from error
     except KeyboardInterrupt:
@@ -423,6 +442,8 @@ def write_maps(folder: Path, result: Reconstruction) -> None:
             suffix = "" if name == "fsc" else "_noreg"
             write_fsc_xml(folder / f"{name}.xml", curve, title=f"half1{suffix} against half2{suffix}")
             write_fsc_star(folder / f"{name}.star", curve)
+    if not result.history:  # of a direct method
+        return
     with atomic_open(folder / "convergence.csv", "w", encoding="utf-8", newline="") as file:
         table = csv.writer(file)
         table.writerow(result.history)
@@ -432,7 +453,9 @@ def write_maps(folder: Path, result: Reconstruction) -> None:
 def tell(console: Console, folder: OutputFolder, report: dict[str, Any], result: Reconstruction) -> None:
     """The result in a few lines."""
     n = report["box"]
-    if result.lam is None:
+    if result.stopped_by == "direct":
+        lam = "direct Fourier, " + ("Wiener weights" if result.reg == "wiener" else "no weights")
+    elif result.lam is None:
         lam = "no regularisation"
     else:
         how = "" if result.lam_rule == "given" else f", by {result.lam_rule}"
@@ -446,8 +469,13 @@ def tell(console: Console, folder: OutputFolder, report: dict[str, Any], result:
         )
     rows: list[tuple[str, Any]] = [
         ("particles", report["particles"]),
-        ("lambda", lam),
-        ("solver", f"{count(report['iterations'], 'iteration')}, stopped by {result.stopped_by}"),
+        ("method" if result.stopped_by == "direct" else "lambda", lam),
+        (
+            "solver",
+            f"{count(report['iterations'], 'iteration')}, stopped by {result.stopped_by}"
+            if result.history
+            else None,
+        ),
         ("time", f"{report['wall_seconds']:.1f} s on {count(report['threads'], 'thread')}"),
     ]
     if result.fsc is not None and result.fsc_noreg is not None:
@@ -475,6 +503,15 @@ def _check(args: argparse.Namespace) -> None:
             f"--subset {args.subset} is a number of particles here; for one half set, as in RELION, use --half"
             f" {args.subset}"
         )
+    direct = args.method == "direct"
+    if args.reg is None:
+        args.reg = "wiener" if direct else "tv"
+    if direct != (args.reg == "wiener") and not (direct and args.reg == "none"):
+        raise UsageError(
+            "--method direct goes with --reg wiener or none, and --reg wiener with --method direct"
+        )
+    if direct and (args.positivity or args.lam != "auto" or args.max_iter is not None):
+        raise UsageError("--method direct has no --lam, no --positivity and no --max-iter")
     if args.half is not None and args.half_maps:
         raise UsageError("--half uses one half set, --half-maps needs both")
     if args.reg == "none" and (args.positivity or args.lam != "auto"):
