@@ -15,6 +15,7 @@ import numpy as np
 from numba import njit, prange
 
 _options: dict[str, Any] = {"cache": True, "nogil": True}
+_ONE, _TWO, _THREE = np.uint64(1), np.uint64(2), np.uint64(3)
 
 
 @njit(**_options)
@@ -73,111 +74,150 @@ def _weight(corner, fx, fy, fz, one):
     return weight * (fx if corner & 1 else one - fx)
 
 
-@njit(parallel=True, **_options)
+def _reals(a):
+    """Complex values as pairs of real ones: Numba would multiply by a real number as by a complex one."""
+    return a.view(a.real.dtype)
+
+
+@njit(**_options)
+def _rows(x0, y0, z0, n):
+    """Where the two voxels along x begin, of the lower and upper ones along z and y, counted in reals.
+
+    Unsigned, because an index that may be negative keeps the compiler from reading more than one entry at once.
+    """
+    y1, z1 = _wrap(y0 + 1, n), _wrap(z0 + 1, n)
+    y0, z0 = _wrap(y0, n), _wrap(z0, n)
+    run = 2 * (n // 2 + 1)
+    i, j = (z0 * n + y0) * run + 2 * x0, (z0 * n + y1) * run + 2 * x0
+    k, l = (z1 * n + y0) * run + 2 * x0, (z1 * n + y1) * run + 2 * x0
+    return np.uint64(i), np.uint64(j), np.uint64(k), np.uint64(l)
+
+
+@njit(**_options)
+def _mix(f, a, b):
+    return a + f * (b - a)
+
+
+@njit(**_options)
+def _across(s, i, j, k, l, fy, fz):
+    """Interpolated along y and z."""
+    return _mix(fz, _mix(fy, s[i], s[j]), _mix(fy, s[k], s[l]))
+
+
 def central_slice(spectrum, turns, step, radius, out):
-    n = spectrum.shape[0]
-    height = out.shape[1]
-    real = turns.dtype.type
-    one = real(1)
+    _central_slice(_reals(spectrum).reshape(-1), turns, step, radius, len(spectrum), _reals(out))
+
+
+@njit(parallel=True, **_options)
+def _central_slice(s, turns, step, radius, n, out):
+    height, half = out.shape[1], out.shape[2] // 2
     for row in prange(out.shape[0] * height):
         b = row // height
         iy = row - b * height
         ky = _signed(iy, height)
-        last = min(_reach(radius, ky), out.shape[2])
+        last = min(_reach(radius, ky), half)
         turn = turns[b]
         line = out[b, iy]
-        line[last:] = 0
+        line[2 * last :] = 0
         for kx in range(last):
             x0, y0, z0, fx, fy, fz, mirrored = _cell(turn, kx, ky, step, n)
-            y1, z1 = _wrap(y0 + 1, n), _wrap(z0 + 1, n)
-            y0, z0 = _wrap(y0, n), _wrap(z0, n)
-            gx = one - fx
-            a = gx * spectrum[z0, y0, x0] + fx * spectrum[z0, y0, x0 + 1]
-            c = gx * spectrum[z0, y1, x0] + fx * spectrum[z0, y1, x0 + 1]
-            lower = (one - fy) * a + fy * c
-            a = gx * spectrum[z1, y0, x0] + fx * spectrum[z1, y0, x0 + 1]
-            c = gx * spectrum[z1, y1, x0] + fx * spectrum[z1, y1, x0 + 1]
-            upper = (one - fy) * a + fy * c
-            value = (one - fz) * lower + fz * upper
-            line[kx] = value.conjugate() if mirrored else value
+            i, j, k, l = _rows(x0, y0, z0, n)
+            low = _across(s, i, j, k, l, fy, fz)
+            low_i = _across(s, i + _ONE, j + _ONE, k + _ONE, l + _ONE, fy, fz)
+            high = _across(s, i + _TWO, j + _TWO, k + _TWO, l + _TWO, fy, fz)
+            high_i = _across(s, i + _THREE, j + _THREE, k + _THREE, l + _THREE, fy, fz)
+            line[2 * kx] = _mix(fx, low, high)
+            imag = _mix(fx, low_i, high_i)
+            line[2 * kx + 1] = -imag if mirrored else imag
+
+
+@njit(**_options)
+def _spread(out, i, weight, low, low_i, high, high_i):
+    out[i] += weight * low
+    out[i + _ONE] += weight * low_i
+    out[i + _TWO] += weight * high
+    out[i + _THREE] += weight * high_i
+
+
+def slice_adjoint(g, turns, step, radius, parts, out):
+    _slice_adjoint(_reals(g), turns, step, radius, parts, len(out), _reals(out).reshape(-1))
 
 
 @njit(parallel=True, **_options)
-def slice_adjoint(g, turns, step, radius, parts, out):
-    n = out.shape[0]
-    height = g.shape[1]
-    real = turns.dtype.type
-    one = real(1)
+def _slice_adjoint(g, turns, step, radius, parts, n, out):
+    height, half = g.shape[1], g.shape[2] // 2
+    one = turns.dtype.type(1)
+    plane = out.size // n
     for part in prange(parts):
         mine = _planes(part, parts, n)
         for z in range(part, n, parts):
-            out[z] = 0
+            out[z * plane : (z + 1) * plane] = 0
         for b in range(g.shape[0]):
             turn = turns[b]
             for iy in range(height):
                 ky = _signed(iy, height)
-                for kx in range(min(_reach(radius, ky), g.shape[2])):
+                for kx in range(min(_reach(radius, ky), half)):
                     x0, y0, z0, fx, fy, fz, mirrored = _cell(turn, kx, ky, step, n)
-                    value = g[b, iy, kx]
+                    i, j, k, l = _rows(x0, y0, z0, n)
+                    real, imag = g[b, iy, 2 * kx], g[b, iy, 2 * kx + 1]
                     if mirrored:
-                        value = value.conjugate()
-                    y1 = _wrap(y0 + 1, n)
-                    y0 = _wrap(y0, n)
-                    near, far = (one - fx) * value, fx * value
-                    for side in range(2):
-                        z = _wrap(z0 + side, n)
-                        if mine[z]:
-                            fraction = fz if side else one - fz
-                            weight = (one - fy) * fraction
-                            out[z, y0, x0] += weight * near
-                            out[z, y0, x0 + 1] += weight * far
-                            weight = fy * fraction
-                            out[z, y1, x0] += weight * near
-                            out[z, y1, x0 + 1] += weight * far
+                        imag = -imag
+                    gx, gy, gz = one - fx, one - fy, one - fz
+                    low, low_i, high, high_i = gx * real, gx * imag, fx * real, fx * imag
+                    if mine[_wrap(z0, n)]:
+                        _spread(out, i, gy * gz, low, low_i, high, high_i)
+                        _spread(out, j, fy * gz, low, low_i, high, high_i)
+                    if mine[_wrap(z0 + 1, n)]:
+                        _spread(out, k, gy * fz, low, low_i, high, high_i)
+                        _spread(out, l, fy * fz, low, low_i, high, high_i)
+
+
+@njit(**_options)
+def _along(s, i, real, imag):
+    """``Re conj(g) s`` at the two voxels along x."""
+    return real * s[i] + imag * s[i + _ONE], real * s[i + _TWO] + imag * s[i + _THREE]
+
+
+def slice_rotations(spectrum, turns, g, step, radius, out):
+    _slice_rotations(_reals(spectrum).reshape(-1), turns, _reals(g), step, radius, len(spectrum), out)
 
 
 @njit(parallel=True, **_options)
-def slice_rotations(spectrum, turns, g, step, radius, out):
-    n = spectrum.shape[0]
-    height = g.shape[1]
-    real = turns.dtype.type
-    one = real(1)
+def _slice_rotations(s, turns, g, step, radius, n, out):
+    height, half = g.shape[1], g.shape[2] // 2
     for b in prange(g.shape[0]):
         turn = turns[b]
         sums = np.zeros((2, 3))
         for iy in range(height):
             ky = _signed(iy, height)
-            for kx in range(min(_reach(radius, ky), g.shape[2])):
+            ax = ay = az = 0.0
+            for kx in range(min(_reach(radius, ky), half)):
                 x0, y0, z0, fx, fy, fz, mirrored = _cell(turn, kx, ky, step, n)
-                y1, z1 = _wrap(y0 + 1, n), _wrap(z0 + 1, n)
-                y0, z0 = _wrap(y0, n), _wrap(z0, n)
-                gx, gy, gz = one - fx, one - fy, one - fz
-                a000, a001 = spectrum[z0, y0, x0], spectrum[z0, y0, x0 + 1]
-                a010, a011 = spectrum[z0, y1, x0], spectrum[z0, y1, x0 + 1]
-                a100, a101 = spectrum[z1, y0, x0], spectrum[z1, y0, x0 + 1]
-                a110, a111 = spectrum[z1, y1, x0], spectrum[z1, y1, x0 + 1]
-                dx = gz * (gy * (a001 - a000) + fy * (a011 - a010)) + fz * (
-                    gy * (a101 - a100) + fy * (a111 - a110)
-                )
-                b00, b01 = gx * a000 + fx * a001, gx * a010 + fx * a011
-                b10, b11 = gx * a100 + fx * a101, gx * a110 + fx * a111
-                dy = gz * (b01 - b00) + fz * (b11 - b10)
-                dz = gy * (b10 - b00) + fy * (b11 - b01)
-                value = g[b, iy, kx]
+                i, j, k, l = _rows(x0, y0, z0, n)
+                real, imag = g[b, iy, 2 * kx], g[b, iy, 2 * kx + 1]
                 if mirrored:  # S = conj(F(-q)): both signs enter the derivative
-                    value = -value.conjugate()
-                tx = value.real * dx.real + value.imag * dx.imag
-                ty = value.real * dy.real + value.imag * dy.imag
-                tz = value.real * dz.real + value.imag * dz.imag
+                    real = -real
+                a00, a01 = _along(s, i, real, imag)
+                a10, a11 = _along(s, j, real, imag)
+                b00, b01 = _along(s, k, real, imag)
+                b10, b11 = _along(s, l, real, imag)
+                tx = _mix(fz, _mix(fy, a01 - a00, a11 - a10), _mix(fy, b01 - b00, b11 - b10))
+                a0, a1 = _mix(fx, a00, a01), _mix(fx, a10, a11)
+                b0, b1 = _mix(fx, b00, b01), _mix(fx, b10, b11)
+                ty = _mix(fz, a1 - a0, b1 - b0)
+                tz = _mix(fy, b0 - a0, b1 - a1)
+                ax += tx
+                ay += ty
+                az += tz
                 sums[0, 0] += kx * tx
                 sums[0, 1] += kx * ty
                 sums[0, 2] += kx * tz
-                sums[1, 0] += ky * tx
-                sums[1, 1] += ky * ty
-                sums[1, 2] += ky * tz
-        for i in range(2):
-            for j in range(3):
-                out[b, i, j] = step * sums[i, j]
+            sums[1, 0] += ky * ax
+            sums[1, 1] += ky * ay
+            sums[1, 2] += ky * az
+        for r in range(2):
+            for c in range(3):
+                out[b, r, c] = step * sums[r, c]
         out[b, 2] = 0
 
 
