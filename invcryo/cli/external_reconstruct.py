@@ -32,7 +32,7 @@ _SHARED = (
     " their poses were aligned with the prior"
 )
 
-_SLICES = "Central slices of the map. The bar counts voxels: RELION does not say here how large they are."
+_SLICES = "Central slices of the map. RELION does not say here how large its voxels are."
 
 _DESCRIPTION = """\
 Reconstruct in place of RELION within its own refinement: RELION does the alignment, and this command makes each new
@@ -146,7 +146,10 @@ def run(args: argparse.Namespace, words: Sequence[str], console: Console) -> tup
     if matplotlib_is_there(console):
         from .. import plot
 
-        pictures[_SLICES] = plot.slices(volume, pixel_size=1.0)
+        panels = plot.slices(volume, pixel_size=1.0)
+        for label in (label for ax in panels for label in ax.texts):
+            label.set_text(label.get_text().replace("Å", "voxels"))
+        pictures[_SLICES] = panels
     write_external_page(star.with_suffix(".html"), args.star, pictures, report)
     write_json(star.with_suffix(".json"), report)
     console.say(
