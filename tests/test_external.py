@@ -310,6 +310,46 @@ OURS = f"{sys.executable} -m invcryo external-reconstruct"
 
 
 @pytest.mark.relion
+@pytest.mark.parametrize(
+    ("weights", "tau2", "tolerance"),
+    [
+        ("alike", 1e9, 3e-4),
+        ("alike", 0.1, 3e-4),
+        ("1/r", 1e9, 3e-4),
+        ("1/r", 0.1, 3e-4),
+        ("random", 1e9, 1e-3),
+    ],
+)
+def test_the_division_is_that_of_relion_where_weights_are_smooth(relion, tmp_path, weights, tau2, tolerance):
+    """Sums of a known map, given to its program and to ours; where they are rough, it also evens the weights out."""
+    if shutil.which("relion_external_reconstruct") is None:
+        pytest.skip("relion_external_reconstruct is not on the PATH")
+    side, truth = 2 * BOX, truth_map(BOX)
+    k = np.fft.fftfreq(side) * side
+    r = np.sqrt(k[:, None, None] ** 2 + k[:, None] ** 2 + np.arange(side // 2 + 1) ** 2)
+    rng = np.random.default_rng(0)
+    weight = {
+        "alike": np.full(r.shape, 5.0),
+        "1/r": 100 / np.maximum(r, 1),
+        "random": rng.uniform(0.5, 1.5, r.shape),
+    }
+    wide = np.zeros((side,) * 3)
+    place = (np.arange(BOX) - BOX // 2) % side
+    distance = np.sqrt(sum(c**2 for c in centred_coordinates(truth.shape)))
+    wide[np.ix_(place, place, place)] = truth * np.sinc(distance / side) ** 2
+    data = weight[weights] * np.fft.rfftn(wide) / BOX**2
+    shells = np.ones(BOX // 2 + 1)
+    star = write_sums(tmp_path, data, weight[weights], tau2 * shells, shells)
+    done = subprocess.run(
+        ["relion_external_reconstruct", star], cwd=tmp_path, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    theirs, ours = read_map(tmp_path / "x.mrc", pixel_size=1.0).data, wiener_map(read_external(star))
+    inside = distance < BOX / 2 - 6
+    assert np.linalg.norm((ours - theirs)[inside]) < tolerance * np.linalg.norm(theirs[inside])
+
+
+@pytest.mark.relion
 def test_a_refinement_with_our_step(project):
     """The environment variable takes the command with its options; RELION reads back what we write.
 
