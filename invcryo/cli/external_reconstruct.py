@@ -45,15 +45,14 @@ hand: put it, with its options, into an environment variable, and give relion_re
 The map minimises  <u, W u> / 2 - <u, data> + lambda R(u)  with RELION's weights W = sum CTF^2 / sigma^2, and R as in
 `invcryo reconstruct`. lambda needs no choice: the map is to fit the data as well as the one with RELION's own prior
 (its tau2, which follows from the FSC of the half maps), but never worse than noise explains. It is found anew for
-every reference. --reg wiener is RELION's own prior, and within a few per cent the map
-of relion_external_reconstruct.
+every reference. --reg wiener is RELION's own prior, and within a few per cent its map.
 
 The FSC that RELION quotes and stops by is made from its own unregularised half maps and does not know of the prior; but
 the alignment does, in both halves alike. As with every regularised refinement, verify a resolution with maps
 reconstructed anew without a prior (`invcryo reconstruct --reg none --half-maps`).
 
 Beside the map that RELION reads, STARFILE with .html in place of .star shows it and says how it was made, with .json
-the same for programs, and with .log when what happened.
+the same for programs, and with .log what happened when.
 """
 _EXAMPLES = """\
   RELION_EXTERNAL_RECONSTRUCT_EXECUTABLE="invcryo external-reconstruct" relion_refine ... --external_reconstruct
