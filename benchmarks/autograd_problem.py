@@ -1,4 +1,4 @@
-"""The training steps that `autograd.py` times: sizes, first parameters and data, the same for every engine.
+"""The training steps that `training_steps.py` times: sizes, first parameters and data, the same for every engine.
 
 Parameters are in our layout: filters (k, k, in, out), matrices (in, out), images (n, height, width, channels).
 """

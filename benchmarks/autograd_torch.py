@@ -1,4 +1,4 @@
-"""The same steps by PyTorch on the CPU, written as its users write them: the yardstick of `autograd.py`.
+"""The same steps by PyTorch on the CPU, written as its users write them: the yardstick of `training_steps.py`.
 
 Variants: "nchw", PyTorch's own layout, or "nhwc", its channels-last one; slices by ``grid_sample``, or with "gather" by
 the eight corners of each point.

@@ -1,4 +1,4 @@
-"""One engine of `autograd.py` in a process of its own, driven by lines of JSON on standard input."""
+"""One engine of `training_steps.py` in a process of its own, driven by lines of JSON on standard input."""
 
 from __future__ import annotations
 

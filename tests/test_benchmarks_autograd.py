@@ -22,7 +22,7 @@ def benchmark():
 
 def test_a_record_without_pytorch(benchmark, tmp_path, capsys, monkeypatch):
     monkeypatch.delenv("PYTHONPATH", raising=False)
-    module = benchmark("autograd")
+    module = benchmark("training_steps")
     monkeypatch.setattr(module, "import_error", lambda *words: "it is not there")
     record = tmp_path / "record.json"
     arguments = [

@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Training steps and central slices by our tape and by PyTorch on the CPU, in turn.
 
-    python benchmarks/autograd.py --torch-python torch/bin/python --json autograd.json
+    python benchmarks/training_steps.py --torch-python torch/bin/python --json steps.json
 
 One process per engine and case, the same number of threads and OMP_WAIT_POLICY=PASSIVE for all. After a few steps that
 do not count, runs of steps in turn, A B C A B C ... Reported: medians, and the ratio ours / the fastest of PyTorch's
