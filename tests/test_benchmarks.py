@@ -69,7 +69,8 @@ def measured(tmp_path_factory, *words):
 def test_no_script_hides_a_package_of_a_rival():
     """A script's folder comes first where its processes look for modules; ASPIRE imports autograd, for one."""
     taken = {"aspire", "astra", "autograd", "invcryo", "matplotlib", "numba", "numpy", "pylops", "pymanopt",
-             "pyproximal", "scipy", "skimage", "torch", "jax", "ray", "sklearn", "gemmi", "mrcfile", "finufft"}  # fmt: skip
+             "pyproximal", "scipy", "skimage", "torch", "jax", "ray", "sklearn",
+             "gemmi", "mrcfile", "finufft"}  # fmt: skip
     names = {path.stem for path in FOLDER.glob("*.py")}
     assert not names & (taken | sys.stdlib_module_names)
 
