@@ -11,6 +11,7 @@ from invcryo.direct import fbp
 from invcryo.operators import SingleAxisProjector
 from invcryo.studies.cells import StudyFolder, write_table
 from invcryo.studies.incoherence import incoherence_study
+from invcryo.studies.lines import line_figures, line_profiles, structure_lines
 from invcryo.studies.simulated_series import simulated_cell
 from invcryo.studies.thesis import one_step_against_two, random_pixels_against_tilts
 from invcryo.studies.tilt_study import METRICS, summary, tilt_study
@@ -237,3 +238,29 @@ def test_one_step_beats_two(tmp_path):
     difference = {row["metric"]: row["difference"] for row in rows}
     assert difference["fsc05_pixels"] < -0.2 and difference["psnr"] > 0.5 and difference["held_out"] < 0
     assert (tmp_path / "profiles.png").exists()
+
+
+def test_lines_across_membranes_and_filaments():
+    """A sphere's shell and a straight rod are found, crossed at right angles, and worth what was left of them."""
+    z, y, x = np.meshgrid(*(np.arange(n) - n // 2 for n in (40, 48, 56)), indexing="ij")
+    shell = np.exp(-((np.sqrt(z**2 + y**2 + (x + 6) ** 2) - 12) ** 2) / 2)
+    rod = np.exp(-(z**2 + (x - 16) ** 2) / 2)
+    truth = (shell + 0.7 * rod).astype(np.float32)
+    lines = structure_lines(truth, count=20)
+    middle = {kind: points[:, 7] - np.array([20, 24, 28]) for kind, points in lines.items()}
+    radius = np.linalg.norm(middle["membranes"] + [0, 0, 6], axis=1)
+    assert len(radius) >= 10 and np.abs(radius - 12).max() < 1.5
+    direction = lines["membranes"][:, 8] - lines["membranes"][:, 7]
+    outward = (middle["membranes"] + [0, 0, 6]) / radius[:, None]
+    assert (np.abs((direction * outward).sum(axis=1)) > 0.95).all()
+    assert len(middle["filaments"]) >= 3 and np.abs(middle["filaments"][:, [0, 2]] - [0, 16]).max() <= 1
+    along = lines["filaments"][:, 8] - lines["filaments"][:, 7]
+    assert np.abs(along[:, 1]).max() < 0.1
+    true = line_profiles(truth, lines)
+    same = line_figures(true, true)
+    assert all(value == pytest.approx(1, abs=1e-6) for value in same.values())
+    part = line_figures(line_profiles((shell + 0.35 * rod).astype(np.float32) + 3, lines), true)
+    assert part["membranes_contrast"] == pytest.approx(1, abs=0.02)
+    assert part["filaments_contrast"] == pytest.approx(0.5, abs=0.02) and part["filaments"] > 0.99
+    none = structure_lines(truth[:12])
+    assert line_figures(line_profiles(truth[:12], none), line_profiles(truth[:12], none))["membranes"] is None

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from ..window import KaiserBessel
 from .cells import write_table
 from .simulated_series import simulated_cell
 from .tilt_study import summary, tilt_study
@@ -17,6 +18,16 @@ from .tilt_study import summary, tilt_study
 __all__ = ["one_step_against_two", "random_pixels_against_tilts"]
 
 _SHAPE = (64, 128, 128)
+_COMPARED = (
+    "psnr",
+    "ssim",
+    "fsc05_pixels",
+    "held_out",
+    "membranes",
+    "membranes_contrast",
+    "filaments",
+    "filaments_contrast",
+)
 
 
 def random_pixels_against_tilts(
@@ -34,7 +45,8 @@ def random_pixels_against_tilts(
     Parameters
     ----------
     folder : path-like
-        Of the results; ``profiles.png`` shows a line through the middle, ``comparison.csv`` the differences.
+        Of the results; ``profiles.png`` shows lines across membranes and filaments, in the mean, and one through the
+        middle; ``comparison.csv`` the differences.
     shape : (nz, ny, nx)
         Of the cell.
     angles_deg : array_like, optional
@@ -42,7 +54,7 @@ def random_pixels_against_tilts(
     electrons : float, optional
         Detected per pixel on average, so that both ways have seeds; None for no noise.
     **options
-        Of `tilt_study`.
+        Of `tilt_study`. The window is that of the thesis, ``KaiserBessel.wide()``, unless ``settings`` name one.
 
     Returns
     -------
@@ -103,6 +115,7 @@ def _compare(
     options: dict[str, Any],
 ) -> list[dict[str, Any]]:
     series, truth = simulated_cell(shape, angles_deg=angles_deg)
+    options = {**options, "settings": {"window": KaiserBessel.wide(), **options.get("settings", {})}}
     rows = tilt_study(
         series,
         folder,
@@ -117,7 +130,7 @@ def _compare(
     column = "mode" if len(modes) > 1 else "method"
     names = modes if len(modes) > 1 else methods
     table = []
-    for metric in ("psnr", "ssim", "fsc05_pixels", "held_out"):
+    for metric in _COMPARED:
         means = summary([r for r in rows if r["mode"] != "full"], metric)
         for fraction in fractions:
             pair = {m[column]: m for m in means if m["fraction"] == fraction}
@@ -152,17 +165,31 @@ def _draw_profiles(
     try:
         from .. import plot
 
-        panels = plot.common.new_panels(len(fractions), 1, (7.0, 2.4 * len(fractions)))
+        plot.common.new_axes((1, 1))
     except ImportError:
         return
-    for ax, fraction in zip(panels.ravel(), fractions, strict=True):
-        lines: dict[str, Any] = {}
-        for row in rows:
-            if row["mode"] != "full" and row["fraction"] == fraction and row["seed"] == seed:
-                key = f"{row['mode']}-{fraction:g}-{row['method']}-{seed}"
-                with np.load(place / "cells" / f"{key}.npz") as arrays:
-                    lines.setdefault("truth", arrays["target_profile"])
-                    lines[row[column]] = arrays["profile"]
-        plot.profiles(lines, pixel_size=pixel_size, ax=ax)
-        ax.set_title(f"{100 * fraction:g} %", fontsize=9)
+    titles = {
+        "membranes": "across membranes",
+        "filaments": "across filaments",
+        "profile": "through the middle",
+    }
+    curves: dict[tuple[float, str], dict[str, Any]] = {}
+    for row in rows:
+        if row["mode"] == "full" or row["seed"] != seed:
+            continue
+        key = f"{row['mode']}-{row['fraction']:g}-{row['method']}-{seed}"
+        with np.load(place / "cells" / f"{key}.npz") as arrays:
+            for kind in titles:
+                true, seen = arrays[f"target_{kind}"], arrays[kind]
+                if not len(true):
+                    continue  # there is no such structure
+                if kind != "profile":
+                    true, seen = true.mean(axis=0), seen.mean(axis=0)
+                curves.setdefault((row["fraction"], kind), {"truth": true})[row[column]] = seen
+    kinds = [kind for kind in titles if any(k == kind for _, k in curves)]
+    panels = plot.common.new_panels(len(fractions), len(kinds), (4.0 * len(kinds), 2.6 * len(fractions)))
+    for line, fraction in zip(panels, fractions, strict=True):
+        for ax, kind in zip(line, kinds, strict=True):
+            plot.profiles(curves[fraction, kind], pixel_size=pixel_size, ax=ax)
+            ax.set_title(f"{100 * fraction:g} %, {titles[kind]}", fontsize=9)
     plot.save(panels, place / "profiles.png")

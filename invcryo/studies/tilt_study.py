@@ -18,6 +18,7 @@ from ..stet import add_poisson_noise, held_out_error, image_sampling, tilt_sampl
 from ..stet.sampling import Sampling
 from ..window import BandLimited
 from .cells import StudyFolder, write_table
+from .lines import line_figures, line_profiles, structure_lines
 
 __all__ = ["METRICS", "figures_of_merit", "reconstructed", "summary", "tilt_study"]
 
@@ -30,6 +31,8 @@ METRICS = {
     "fsc05_pixels": "resolution at FSC 0.5 (pixels)",
     "held_out": "error of unmeasured pixels (standard deviations)",
     "elongation": "elongation along the beam",
+    "membranes": "agreement of lines across membranes",
+    "filaments": "agreement of lines across filaments",
 }
 
 
@@ -61,7 +64,8 @@ def tilt_study(
     folder : path-like
         Of the results. What it holds of this study already is not computed again.
     truth : ndarray, (z, y, x), optional
-        What to compare with; by default the reconstruction of the whole series by ``reference``.
+        What to compare with; by default the reconstruction of the whole series by ``reference``. Only a truth has its
+        membranes and filaments looked for, see `structure_lines`.
     fractions : sequence of float
     modes : sequence of str
         "image": a random part of the pixels of every tilt. "tilt": a part of the tilts, whole. Equal dose.
@@ -114,6 +118,7 @@ def tilt_study(
     place = StudyFolder(folder, job, fresh=fresh)
     full = Sampling(np.arange(len(series)), None, series.images.shape, "full", 1.0)
     target = truth
+    lines = {} if truth is None else structure_lines(truth)
 
     def compute(sampling: Sampling, method: str, seed: int, weight: Any) -> Any:
         part = sampling.apply(series)
@@ -128,9 +133,11 @@ def tilt_study(
             "measured": sampling.fraction,
             "lam": found,
             **figures_of_merit(volume, against, series, sampling, pixel_size=series.pixel_size),
+            **line_figures(seen := line_profiles(volume, lines), true := line_profiles(against, lines)),
             "note": "; ".join(sampling.notes),
         }
-        return row, _kept(volume, against, keep=sampling is full)
+        kept = _kept(volume, against, keep=sampling is full)
+        return row, kept | seen | {f"target_{kind}": values for kind, values in true.items()}
 
     rows = []
     first_methods = list(dict.fromkeys([*([] if truth is not None else [reference]), *methods]))
