@@ -225,7 +225,9 @@ def plot(record: dict[str, Any], path: Path) -> None:
             axes.loglog(
                 values[-3:], fit, "k--", linewidth=1, label=f"seconds ~ {name}^{sweep['exponent']:.2f}"
             )
-        axes.set(xlabel=name, ylabel="ms per image", title=title)
+        low, high = axes.get_ylim()
+        wider = math.sqrt(max(1.0, 10 * low / high))  # a decade at least, so that what is constant looks so
+        axes.set(xlabel=name, ylabel="ms per image", title=title, ylim=(low / wider, high * wider))
         axes.set_xticks(values, [str(v) for v in values])
         axes.set_xticks([], minor=True)
         axes.title.set_fontsize(9)
