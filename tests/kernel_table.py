@@ -298,7 +298,7 @@ def distance(name, expected, got):
             error = np.linalg.norm(g - e) / allowed if np.isfinite(g).all() else np.inf
         else:
             error = np.inf if (e != g).any() else 0.0
-        worst = max(worst, error if e.shape == g.shape else np.inf)
+        worst = max(worst, float(error) if e.shape == g.shape else np.inf)
     return worst
 
 
