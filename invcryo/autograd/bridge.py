@@ -59,7 +59,9 @@ def project(projector: Any, x: Any, matrices: Any = None, shifts: Any = None) ->
 
 def _on_host(*values: Var) -> None:
     if any(namespace(v.data) is not np for v in values):
-        raise TypeError("projectors work on the host: give them x.data.get(), or take `slices.central_slice` on a GPU")
+        raise TypeError(
+            "projectors work on the host: give them x.data.get(), or take `slices.central_slice` on a GPU"
+        )
 
 
 def _at(projector: Any, poses: Var) -> Any:
