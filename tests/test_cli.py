@@ -42,6 +42,7 @@ COMMANDS = (
     "simulate",
     "reconstruct",
     "refine",
+    "posterior",
     "mask",
     "fsc",
     "postprocess",

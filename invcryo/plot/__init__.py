@@ -9,15 +9,18 @@ from .curves import convergence, ctf_curve, directional_fsc, fsc_curves, guinier
 from .images import ctf_image, residuals, thon_rings
 from .maps import local_resolution, map_projections, masked_slices, projections, slices
 from .poses import angular_errors, orientations, resolution_by_round, robustness, shift_errors
+from .posterior import calibration, fourier_slices, pose_errors_surface
 from .tilt import dose_curves, profiles, section_grid, tilt_masks, tpsf, wedge_spectrum
 
 __all__ = [
     "angular_errors",
+    "calibration",
     "convergence",
     "ctf_curve",
     "ctf_image",
     "directional_fsc",
     "dose_curves",
+    "fourier_slices",
     "fsc_curves",
     "guinier",
     "lcurve",
@@ -25,6 +28,7 @@ __all__ = [
     "map_projections",
     "masked_slices",
     "orientations",
+    "pose_errors_surface",
     "profiles",
     "projections",
     "residuals",
