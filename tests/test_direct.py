@@ -141,20 +141,20 @@ def test_fbp_beside_scikit_image():
 
 def test_wbp_of_random_views():
     shape = (26, 28, 30)
-    poses = Poses(random_rotations(600, rng=3), np.random.default_rng(4).uniform(-2, 2, (600, 2)))
+    poses = Poses(random_rotations(300, rng=3), np.random.default_rng(4).uniform(-2, 2, (300, 2)))
     images = views(poses.matrices, (31, 30), poses.shifts)
     truth = blobs(shape)
     exact, radial = (wbp(images, poses, weighting=w, volume_shape=shape) for w in ("exact", "radial"))
-    assert error(exact, truth) < 0.04 and error(radial, truth) < 0.1
+    assert error(exact, truth) < 0.02 and error(radial, truth) < 0.15
     assert abs(exact.sum() / truth.sum() - 1) < 0.2 and abs(radial.sum() / truth.sum() - 1) < 0.05
 
 
 def test_exact_weights_follow_uneven_views():
     """Half of the views within a cone: "radial" takes them for twice as many, "exact" does not."""
     rng = np.random.default_rng(5)
-    matrices = random_rotations(800, rng=5)
+    matrices = random_rotations(400, rng=5)
     near = np.abs(matrices[:, 2, 2]) > 0.9
-    matrices = np.concatenate([matrices[:400], np.repeat(matrices[near], 5, axis=0)])
+    matrices = np.concatenate([matrices[:200], np.repeat(matrices[near], 5, axis=0)])
     poses = Poses(matrices, rng.uniform(-1, 1, (len(matrices), 2)))
     images = views(poses.matrices, (30, 30), poses.shifts)
     truth = blobs((30, 30, 30))
