@@ -39,7 +39,7 @@ from .solvers import Result
 from .testing import check_gram
 from .window import KaiserBessel, Window
 
-__all__ = ["Reconstruction", "forward_model", "plan", "reconstruct"]
+__all__ = ["ACCURACY", "Job", "Reconstruction", "forward_model", "plan", "reconstruct"]
 
 log = logging.getLogger(__name__)
 
@@ -190,52 +190,36 @@ def reconstruct(
     rule = _check(reg, lam, positivity)
     if len(stack) == 0:
         raise ValueError("the stack holds no particles")
-    start = time.perf_counter()
-    window = KaiserBessel() if window is None else window
-    notes: list[str] = []
-    model = forward_model(stack, window, scale=scale, tol=ACCURACY)
-    support = support_mask(mask, model.ishape, stack.box, scale)
-    penalty = None if rule is None else penalty_for(reg, model.ishape)
-    planned, error = plan_with_check(stack, model, penalty, rule, scale, half_maps, memory)
-    groups = None
-    if half_maps or rule == "cross-validation":
-        if len(stack) < 2:
-            raise ValueError("one particle cannot be split into half sets: give lam and half_maps=False")
-        stack = with_halves(stack, rng, notes)
-        groups = stack.half
-    if isinstance(checkpoint, (str, os.PathLike)):
-        checkpoint = Checkpoint(checkpoint)
-    cost = LeastSquares(model, stack.images, symmetry=symmetry, chunk=planned.chunk, progress=progress)
-    first_pass = cost.normal_equations(groups, checkpoint=checkpoint)
-    data = first_pass.quadratics
+    if len(stack) == 1 and (half_maps or rule == "cross-validation"):
+        raise ValueError("one particle cannot be split into half sets: give lam and half_maps=False")
+    job = Job(
+        stack,
+        window=window,
+        mask=mask,
+        symmetry=symmetry,
+        scale=scale,
+        penalty=None if rule is None else lambda shape: penalty_for(reg, shape),
+        rule=rule,
+        halves=half_maps or rule == "cross-validation",
+        half_maps=half_maps,
+        memory=memory,
+        checkpoint=checkpoint,
+        rng=rng,
+        progress=progress,
+    )
+    penalty, support, data, whole, n_pixels = job.penalty, job.support, job.data, job.whole, job.n_pixels
     noise = noise_level(stack.images) if rule == "discrepancy" else None
-    whole = data[0] if len(data) == 1 else data[0].plus(data[1])
-    sizes = [len(stack)] if groups is None else [int((groups == g).sum()) for g in (1, 2)]
-    n_pixels = [size * stack.box**2 for size in sizes]
-    seconds = {"data": time.perf_counter() - start}
+    seconds, notes = job.seconds, job.notes
 
     def voxels(result: Result) -> NDArray:
-        c = supported(result.x, support)
-        return window.synthesize(np.maximum(c, 0) if positivity else c, stack.box, scale=scale)
+        return job.voxels(np.maximum(result.x, 0) if positivity else result.x)
 
     begin = time.perf_counter()
     limit = 100 if max_iter is None else max_iter
     plain = least_squares_map(whole, support, n_pixels=sum(n_pixels), max_iter=limit, progress=progress)
-    map_noreg = voxels(plain)
-    out = Reconstruction(
-        map=map_noreg,
-        map_noreg=map_noreg,
-        pixel_size=stack.pixel_size,
-        history=plain.history,
-        stopped_by=plain.stopped_by,
-        reg=reg if isinstance(reg, str) else _name(penalty),
-        lam_rule=rule,
-        gram_error=error,
-        seconds=seconds,
-        warnings=notes,
-        memory=planned,
-        first_pass={k: v for k, v in vars(first_pass).items() if k != "quadratics"},
-    )
+    out = job.result(voxels(plain), plain.stopped_by)
+    out.history, out.lam_rule = plain.history, rule
+    out.reg = reg if isinstance(reg, str) else _name(penalty)
     try:
         unless_interrupted(plain)
         del plain  # with the arrays of its solver
@@ -302,13 +286,91 @@ def reconstruct(
             notes.append(
                 "a regularised half map is empty, so the two have no FSC: lambda is too large, or there is no signal"
             )
-    notes.extend(doubts_about(out))
-    for note in notes:
-        log.warning(note)
-    seconds["total"] = time.perf_counter() - start
-    if checkpoint is not None and out.stopped_by != "interrupt":
-        checkpoint.remove()
-    return out
+    return job.finished(out)
+
+
+class Job:
+    """What reconstructions from particles share: the plan, the sums over the images, and what is said at the end.
+
+    Parameters
+    ----------
+    penalty : callable, optional
+        From the shape of the coefficients to the regulariser.
+    rule : str, optional
+        By which lambda is chosen.
+    halves : bool
+        Whether the sums of the half sets are kept apart.
+    stack, window, mask, symmetry, scale, half_maps, memory, checkpoint, rng, progress
+        As for `reconstruct`.
+    """
+
+    def __init__(
+        self,
+        stack: ParticleStack,
+        *,
+        window: Window | None,
+        mask: NDArray | str | None,
+        symmetry: str,
+        scale: float,
+        penalty: Callable[[tuple[int, ...]], Cost] | None,
+        rule: str | None,
+        halves: bool,
+        half_maps: bool,
+        memory: float | None,
+        checkpoint: Checkpoint | str | os.PathLike[str] | None,
+        rng: np.random.Generator | int | None,
+        progress: bool | None,
+    ) -> None:
+        self._start = time.perf_counter()
+        self.window, self.scale = KaiserBessel() if window is None else window, scale
+        self.notes: list[str] = []
+        model = forward_model(stack, self.window, scale=scale, tol=ACCURACY)
+        self.support = support_mask(mask, model.ishape, stack.box, scale)
+        self.penalty = None if penalty is None else penalty(model.ishape)
+        self.plan, self.gram_error = plan_with_check(
+            stack, model, self.penalty, rule, scale, half_maps, memory
+        )
+        self.stack = with_halves(stack, rng, self.notes) if halves else stack
+        groups = self.stack.half if halves else None
+        self._checkpoint = (
+            Checkpoint(checkpoint) if isinstance(checkpoint, (str, os.PathLike)) else checkpoint
+        )
+        cost = LeastSquares(model, stack.images, symmetry=symmetry, chunk=self.plan.chunk, progress=progress)
+        self._pass = cost.normal_equations(groups, checkpoint=self._checkpoint)
+        self.data = self._pass.quadratics
+        self.whole = self.data[0] if len(self.data) == 1 else self.data[0].plus(self.data[1])
+        sizes = [len(stack)] if groups is None else [int((groups == g).sum()) for g in (1, 2)]
+        self.n_pixels = [size * stack.box**2 for size in sizes]
+        self.seconds = {"data": time.perf_counter() - self._start}
+
+    def voxels(self, coefficients: NDArray) -> NDArray:
+        """The map of coefficients, 0 outside the support."""
+        c = supported(coefficients, self.support)
+        return self.window.synthesize(c, self.stack.box, scale=self.scale)
+
+    def result(self, volume: NDArray, stopped_by: str) -> Reconstruction:
+        """With an unregularised map, and what is known by now."""
+        return Reconstruction(
+            map=volume,
+            map_noreg=volume,
+            pixel_size=self.stack.pixel_size,
+            stopped_by=stopped_by,
+            gram_error=self.gram_error,
+            seconds=self.seconds,
+            warnings=self.notes,
+            memory=self.plan,
+            first_pass={k: v for k, v in vars(self._pass).items() if k != "quadratics"},
+        )
+
+    def finished(self, out: Reconstruction) -> Reconstruction:
+        """Says what there is to doubt; the state of the pass is needed no longer, unless this was interrupted."""
+        self.notes.extend(doubts_about(out))
+        for note in self.notes:
+            log.warning(note)
+        self.seconds["total"] = time.perf_counter() - self._start
+        if self._checkpoint is not None and out.stopped_by != "interrupt":
+            self._checkpoint.remove()
+        return out
 
 
 def plan(

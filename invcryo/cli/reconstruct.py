@@ -19,8 +19,6 @@ from .common import (
     Interrupts,
     UsageError,
     add_output,
-    add_passthrough,
-    add_pixel_size,
     add_threads,
     count,
     facts,
@@ -28,11 +26,11 @@ from .common import (
     new_parser,
     non_negative,
     positive,
-    seed,
 )
 from .fsc import resolution_text
 from .output import OutputFolder, record, write_json
 from .pages import PAGE, end, reconstruct_page
+from .particles import add_fresh, add_particles, add_seed, load, name_once, open_checkpoint
 from .pictures import draw, load_matplotlib_meanwhile
 
 if TYPE_CHECKING:
@@ -106,58 +104,7 @@ _EXAMPLES = """\
 
 def add_parser(commands: Any) -> None:
     parser = new_parser(commands, "reconstruct", run, "particles to a map", _DESCRIPTION, _EXAMPLES)
-    data = parser.add_argument_group("the particles")
-    data.add_argument(
-        "particles",
-        metavar="PARTICLES.star",
-        nargs="?",
-        help="particle set of RELION 3.0 to 5, or cryoSPARC's .cs",
-    )
-    data.add_argument("--i", metavar="PARTICLES.star", dest="particles_option", help="the same, as in RELION")
-    data.add_argument(
-        "--data-dir",
-        metavar="DIR",
-        help="folder that the image names are relative to (the RELION project); the working folder, the folder"
-        " of the STAR file and its parents are searched as well",
-    )
-    add_passthrough(data, "PARTICLES.cs")
-    add_pixel_size(data, "angstrom per pixel, in place of what the STAR file says")
-    data.add_argument(
-        "--contrast",
-        choices=("white", "dark"),
-        default="white",
-        help="of the protein in the images; dark images change sign when read; default: white, as RELION",
-    )
-    data.add_argument(
-        "--angles",
-        choices=("degrees", "radians"),
-        help="unit of the angles; default: degrees, refused where they look like radians",
-    )
-    data.add_argument("--voltage", type=positive, metavar="KV", help="kilovolts, in place of rlnVoltage")
-    data.add_argument(
-        "--cs", type=non_negative, metavar="MM", help="millimetres, in place of rlnSphericalAberration"
-    )
-    data.add_argument(
-        "--amplitude-contrast",
-        type=non_negative,
-        metavar="Q",
-        help="a fraction, in place of rlnAmplitudeContrast",
-    )
-    data.add_argument("--optics-group", type=natural, metavar="N", help="use this optics group only")
-    data.add_argument(
-        "--ignore",
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="COLUMN",
-        help="go on without a correction that is not modelled here, such as rlnBeamTiltX rlnBeamTiltY",
-    )
-    data.add_argument(
-        "--subset",
-        type=natural,
-        metavar="N",
-        help="use N particles only, drawn at random (by --seed); for a quick look",
-    )
+    data = add_particles(parser)
     data.add_argument("--half", type=int, choices=(1, 2), help="use one half set (rlnRandomSubset) only")
 
     problem = parser.add_argument_group("the problem")
@@ -205,11 +152,7 @@ def add_parser(commands: Any) -> None:
 
     job = parser.add_argument_group("the job")
     add_output(job)
-    job.add_argument(
-        "--fresh",
-        action="store_true",
-        help="begin anew where DIR holds the state of a run that was cut short; without it that run is gone on with",
-    )
+    add_fresh(job)
     job.add_argument(
         "--memory",
         type=positive,
@@ -222,13 +165,7 @@ def add_parser(commands: Any) -> None:
         help="say what would be held in memory, array by array, and stop: no image is read, nothing is written",
     )
     job.add_argument("--max-iter", type=natural, metavar="N", help="most iterations of the solver")
-    job.add_argument(
-        "--seed",
-        type=seed,
-        default=0,
-        metavar="K",
-        help="of what is random: half sets if the file has none, --subset; default: 0",
-    )
+    add_seed(job)
     add_threads(job)
 
 
@@ -249,35 +186,6 @@ def run(args: argparse.Namespace, words: Sequence[str], console: Console) -> tup
         if interrupts.seen:
             result.stopped_by = "interrupt"
         return save(args, words, console, folder, stack, result, started)
-
-
-def load(args: argparse.Namespace) -> ParticleStack:
-    """The particles that the options ask for; images are not read yet."""
-    import numpy as np
-
-    from ..io import read_particles
-
-    stack = read_particles(
-        args.particles,
-        passthrough=args.passthrough,
-        data_dir=args.data_dir,
-        pixel_size=args.pixel_size,
-        degrees=None if args.angles is None else args.angles == "degrees",
-        contrast=args.contrast,
-        voltage_kv=args.voltage,
-        cs_mm=args.cs,
-        amplitude_contrast=args.amplitude_contrast,
-        optics_group=args.optics_group,
-        ignore=args.ignore,
-    )
-    if args.half is not None:
-        stack = stack.halves()[args.half - 1]
-    if args.subset is not None:
-        if args.subset > len(stack):
-            raise ValueError(f"--subset {args.subset}, but there are {len(stack)} particles")
-        chosen = np.random.default_rng(args.seed).choice(len(stack), args.subset, replace=False)
-        stack = stack[np.sort(chosen)]
-    return stack
 
 
 def dry_run(args: argparse.Namespace, console: Console) -> tuple[int, dict[str, Any]]:
@@ -305,7 +213,6 @@ def dry_run(args: argparse.Namespace, console: Console) -> tuple[int, dict[str, 
 def solve(
     args: argparse.Namespace, stack: ParticleStack, mask: Any, console: Console, folder: Path
 ) -> Reconstruction:
-    from ..checkpoint import Checkpoint
     from ..memory import TooLargeError
     from ..reconstruction import reconstruct
 
@@ -313,9 +220,7 @@ def solve(
     console.note(
         f"{count(len(stack), 'particle')} of {width} x {height} pixels, {stack.pixel_size:g} angstrom"
     )
-    checkpoint = Checkpoint(folder, fresh=args.fresh)
-    if checkpoint.path.exists() and not args.fresh:
-        console.note(f"going on with the run that was cut short ({checkpoint.path})")
+    checkpoint = open_checkpoint(args, folder, console)
     common: dict[str, Any] = {
         "mask": mask,
         "symmetry": args.sym,
@@ -493,11 +398,7 @@ def tell(console: Console, folder: OutputFolder, report: dict[str, Any], result:
 
 def _check(args: argparse.Namespace) -> None:
     """Options that do not go together."""
-    given = [p for p in (args.particles, args.particles_option) if p is not None]
-    if len(given) != 1:
-        raise UsageError("give the particle set once, as PARTICLES.star or with --i")
-    args.particles = given[0]
-    del args.particles_option
+    name_once(args)
     if args.subset is not None and args.subset < 3:
         raise UsageError(
             f"--subset {args.subset} is a number of particles here; for one half set, as in RELION, use --half"

@@ -14,10 +14,7 @@ from .common import (
     Console,
     Interrupted,
     Interrupts,
-    UsageError,
     add_output,
-    add_passthrough,
-    add_pixel_size,
     add_threads,
     count,
     facts,
@@ -25,13 +22,13 @@ from .common import (
     new_parser,
     non_negative,
     positive,
-    seed,
 )
 from .fsc import resolution_text
 from .output import OutputFolder, record, write_json
 from .pages import PAGE, write_refine_page
+from .particles import add_fresh, add_particles, add_seed, load, name_once, open_checkpoint
 from .pictures import draw_slices, matplotlib_is_there
-from .reconstruct import REGULARISERS, load
+from .reconstruct import REGULARISERS
 
 if TYPE_CHECKING:
     from ..data import ParticleStack
@@ -89,34 +86,7 @@ def add_parser(commands: Any) -> None:
     parser = new_parser(
         commands, "refine", run, "rough poses to better ones, and a map", _DESCRIPTION, _EXAMPLES
     )
-    data = parser.add_argument_group("the particles")
-    data.add_argument(
-        "particles", metavar="PARTICLES.star", nargs="?", help="particle set of RELION 3.0 to 5"
-    )
-    data.add_argument("--i", metavar="PARTICLES.star", dest="particles_option", help="the same, as in RELION")
-    data.add_argument("--data-dir", metavar="DIR", help="folder that the image names are relative to")
-    add_passthrough(data, "PARTICLES.cs")
-    add_pixel_size(data, "angstrom per pixel, in place of what the STAR file says")
-    data.add_argument(
-        "--contrast",
-        choices=("white", "dark"),
-        default="white",
-        help="of the protein in the images; dark images change sign when read; default: white, as RELION",
-    )
-    data.add_argument("--angles", choices=("degrees", "radians"), help="unit of the angles; default: degrees")
-    data.add_argument("--voltage", type=positive, metavar="KV", help="kilovolts, in place of rlnVoltage")
-    data.add_argument("--cs", type=non_negative, metavar="MM", help="millimetres, in place of the file's")
-    data.add_argument("--amplitude-contrast", type=non_negative, metavar="Q", help="in place of the file's")
-    data.add_argument("--optics-group", type=natural, metavar="N", help="use this optics group only")
-    data.add_argument(
-        "--ignore",
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="COLUMN",
-        help="go on without a correction that is not modelled here, such as rlnBeamTiltX",
-    )
-    data.add_argument("--subset", type=natural, metavar="N", help="use N particles only, drawn by --seed")
+    add_particles(parser)
 
     problem = parser.add_argument_group("the refinement")
     problem.add_argument(
@@ -172,27 +142,13 @@ def add_parser(commands: Any) -> None:
 
     job = parser.add_argument_group("the job")
     add_output(job)
-    job.add_argument(
-        "--fresh",
-        action="store_true",
-        help="begin anew where DIR holds the state of a run that was cut short; without it that run is gone on with",
-    )
-    job.add_argument(
-        "--seed",
-        type=seed,
-        default=0,
-        metavar="K",
-        help="of what is random: half sets if the file has none, --subset",
-    )
+    add_fresh(job)
+    add_seed(job)
     add_threads(job)
 
 
 def run(args: argparse.Namespace, words: Sequence[str], console: Console) -> tuple[int, dict[str, Any]]:
-    given = [p for p in (args.particles, args.particles_option) if p is not None]
-    if len(given) != 1:
-        raise UsageError("give the particle set once, as PARTICLES.star or with --i")
-    args.particles, args.half = given[0], None
-    del args.particles_option
+    name_once(args)
     from ..backend import use
 
     started = time.time()
@@ -206,7 +162,6 @@ def run(args: argparse.Namespace, words: Sequence[str], console: Console) -> tup
 def solve(args: argparse.Namespace, stack: ParticleStack, console: Console, folder: Path) -> Refinement:
     import math
 
-    from ..checkpoint import Checkpoint
     from ..io import read_map
     from ..refinement import refine
 
@@ -217,9 +172,7 @@ def solve(args: argparse.Namespace, stack: ParticleStack, console: Console, fold
         mask = None if mask == "none" else mask
     else:
         mask = read_map(mask, pixel_size=args.pixel_size).data
-    checkpoint = Checkpoint(folder, fresh=args.fresh)
-    if checkpoint.path.exists() and not args.fresh:
-        console.note(f"going on with the run that was cut short ({checkpoint.path})")
+    checkpoint = open_checkpoint(args, folder, console)
     try:
         return refine(
             stack,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import time
 from typing import Any
@@ -11,25 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..checkpoint import Checkpoint
-from ..costs import LeastSquares
 from ..data import ParticleStack
-from ..inversion import supported
 from ..metrics import fsc
-from ..reconstruction import (
-    ACCURACY,
-    Reconstruction,
-    doubts_about,
-    forward_model,
-    plan_with_check,
-    support_mask,
-    with_halves,
-)
-from ..window import KaiserBessel, Window
+from ..reconstruction import Job, Reconstruction
+from ..window import Window
 from .fourier import direct_fourier, wiener_weight
 
 __all__ = ["direct_reconstruction"]
-
-log = logging.getLogger(__name__)
 
 
 def direct_reconstruction(
@@ -63,41 +50,29 @@ def direct_reconstruction(
     """
     if len(stack) < 2:
         raise ValueError("a direct reconstruction takes 2 particles or more")
-    start = time.perf_counter()
-    window = KaiserBessel() if window is None else window
-    notes: list[str] = []
-    model = forward_model(stack, window, scale=scale, tol=ACCURACY)
-    support = support_mask(mask, model.ishape, stack.box, scale)
     halves = half_maps or wiener
-    planned, error = plan_with_check(stack, model, None, None, scale, halves, memory)
-    if halves:
-        stack = with_halves(stack, rng, notes)
-    if isinstance(checkpoint, (str, os.PathLike)):
-        checkpoint = Checkpoint(checkpoint)
-    cost = LeastSquares(model, stack.images, symmetry=symmetry, chunk=planned.chunk, progress=progress)
-    first_pass = cost.normal_equations(stack.half if halves else None, checkpoint=checkpoint)
-    data = first_pass.quadratics
-    whole = data[0] if len(data) == 1 else data[0].plus(data[1])
-    seconds = {"data": time.perf_counter() - start}
+    job = Job(
+        stack,
+        window=window,
+        mask=mask,
+        symmetry=symmetry,
+        scale=scale,
+        penalty=None,
+        rule=None,
+        halves=halves,
+        half_maps=halves,
+        memory=memory,
+        checkpoint=checkpoint,
+        rng=rng,
+        progress=progress,
+    )
+    data, whole = job.data, job.whole
     begin = time.perf_counter()
 
     def voxels(quadratic: Any, weight: NDArray | None = None) -> NDArray:
-        return window.synthesize(
-            supported(direct_fourier(quadratic, weight), support), stack.box, scale=scale
-        )
+        return job.voxels(direct_fourier(quadratic, weight))
 
-    plain = voxels(whole)
-    out = Reconstruction(
-        map=plain,
-        map_noreg=plain,
-        pixel_size=stack.pixel_size,
-        stopped_by="direct",
-        gram_error=error,
-        seconds=seconds,
-        warnings=notes,
-        memory=planned,
-        first_pass={k: v for k, v in vars(first_pass).items() if k != "quadratics"},
-    )
+    out = job.result(voxels(whole), "direct")
     if halves:
         pair = [voxels(q) for q in data]
         curve = fsc(*pair, pixel_size=stack.pixel_size)
@@ -111,11 +86,5 @@ def direct_reconstruction(
             if half_maps:
                 out.half1, out.half2 = (voxels(q, w) for q, w in zip(data, weights, strict=True))
                 out.fsc = fsc(out.half1, out.half2, pixel_size=stack.pixel_size)
-    notes.extend(doubts_about(out))
-    for note in notes:
-        log.warning(note)
-    seconds["direct"] = time.perf_counter() - begin
-    seconds["total"] = time.perf_counter() - start
-    if checkpoint is not None:
-        checkpoint.remove()
-    return out
+    job.seconds["direct"] = time.perf_counter() - begin
+    return job.finished(out)
