@@ -122,7 +122,7 @@ def _ncem_series(path: Path) -> FoundSeries | None:
             )
         first = 0 if "dim0" in stacks[0] else 1
         dims = [stacks[0][f"dim{first + k}"] for k in range(3)]
-        axes = [
+        axes: list[dict[str, Any]] = [
             {
                 "name": _text(dim.attrs.get("name")),
                 "units": _text(dim.attrs.get("units")).replace("[", "").replace("]", "").replace("_", ""),

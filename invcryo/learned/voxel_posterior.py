@@ -300,7 +300,10 @@ class VoxelPosterior:
             try:
                 box, padding = (int(v) for v in file["grid"])
                 return cls(
-                    *(file[name] for name in ("mean", "sigma", "prior", "noise")),
+                    file["mean"],
+                    file["sigma"],
+                    file["prior"],
+                    file["noise"],
                     box,
                     padding,
                     float(file["pixel_size"]),
