@@ -129,6 +129,19 @@ def test_no_cycle():
         TopologicalSorter(rooms | {"backend": {"operators"}}).prepare()
 
 
+def test_only_the_learned_commands_load_what_is_learned():
+    """That they do so when they run, and no other command does, a fresh process shows: `test_cli_posterior`."""
+    learned = {"autograd", "learned"}
+    above = {
+        module
+        for module, names in EDGES.items()
+        if module != "invcryo" and room(module) not in learned and learned & {room(n) for n in names}
+    }
+    assert above == {"invcryo.cli.posterior", "invcryo.studies.posterior"}
+    leading = {m for m in MODULES if "invcryo.studies.posterior" in EDGES[m]}
+    assert not leading
+
+
 def test_a_wrong_import_would_be_seen():
     """The reader of imports, on sources that it must not miss."""
     for source in (

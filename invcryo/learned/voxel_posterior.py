@@ -31,6 +31,7 @@ from ..autograd.training import Batch, Batches, load_state, save_state, train
 from ..backend import real_dtype
 from ..checkpoint import Checkpoint, digest
 from ..data import ParticleStack
+from ..grid import centred_coordinates
 from ..io.atomic import atomic_path
 from ..kernels.posterior import slice_weights
 from ..metrics import FSC
@@ -452,9 +453,28 @@ class _Model:
         error = np.sqrt(grid.mean_of_shells(np.abs(back[0] * back[1]) ** 2) / (2 * voxels)) / both
         if count == 1:
             signal, error = power, power
+        sure = signal > 4 * error
         signal = np.maximum(signal, error)
         noise = np.clip(power - signal * transfer, 1e-3 * power, power)
-        return signal, power, noise
+        return signal * self._faded(back, sums, np.where(sure, signal, np.inf)), power, noise
+
+    def _faded(self, back: NDArray, sums: NDArray, signal: NDArray) -> float:
+        """Power of the voxels over that of their back-projection, which has the window of the grid on it once more.
+
+        From the energy that the two halves have in common in real space, every sure shell counted alike.
+        """
+        grid = self.grid
+        signal[0] = np.inf
+        if not np.isfinite(signal).any():
+            return 1.0
+        floor = 0.1 * grid.mean_of_shells(sums.sum(axis=0))[grid.shells]
+        white = 1 / np.sqrt(signal)[grid.shells] / (sums + floor)
+        ball = sum(c**2 for c in centred_coordinates((grid.box,) * 3)) <= (grid.box / 2 - 1) ** 2
+        first, second = (grid.volume(b * w) for b, w in zip(back, white, strict=True))
+        # of the density times the window twice, `volume` has multiplied once more
+        window = np.where(ball, grid.window(), np.inf)
+        common = first * second
+        return float(np.clip((common / window**6).sum() / (common / window**2).sum(), 1, 10))
 
     def _filters(self, index: NDArray) -> NDArray | None:
         if self.stack.ctf is None:

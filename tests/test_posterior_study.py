@@ -1,0 +1,113 @@
+"""The studies of posteriors in small versions, and their figures."""
+
+import json
+
+import numpy as np
+import pytest
+
+from invcryo import plot
+from invcryo.simulate import phantom
+from invcryo.studies.posterior import (
+    area_under_roc,
+    dirac_and_gaussian,
+    limited_views,
+    pose_surfaces,
+    signal_to_noise_curves,
+    starts,
+)
+
+SIZE = 6.0
+
+
+@pytest.fixture(scope="module")
+def volume():
+    """A map whose power falls slowly, well within its box."""
+    return np.pad(phantom("enzyme", 16, rng=1), 6)
+
+
+def test_area_under_the_curve(rng):
+    positive = rng.random(500) < 0.3
+    score = np.round(rng.normal(size=500) + positive, 1)  # with ties
+    pairs = score[positive][:, None] - score[~positive]
+    assert area_under_roc(score, positive) == pytest.approx(((pairs > 0) + 0.5 * (pairs == 0)).mean())
+    assert area_under_roc(positive.astype(float), positive) == 1
+    with pytest.raises(ValueError, match="one class"):
+        area_under_roc(score, np.ones(500, bool))
+
+
+def test_dirac_and_gaussian_agree(volume, tmp_path):
+    options = {"particles": 400, "epochs": 8, "start": "least-squares"}
+    dirac, gaussian = dirac_and_gaussian(tmp_path, volume, SIZE, **options)
+    assert dirac["last_shell"] >= 12 and gaussian["last_shell"] >= 12  # of 14
+    assert gaussian["mse"] < 2 * dirac["mse"] + 0.01 and gaussian["mse"] < 0.05
+    again = dirac_and_gaussian(tmp_path, volume, SIZE, **options)
+    assert again == [dirac, gaussian]  # from the folder
+    with pytest.raises(ValueError, match="another study"):
+        dirac_and_gaussian(tmp_path, volume, SIZE, **options | {"particles": 401})
+
+
+def test_one_fit_tells_where_the_map_ends(volume, tmp_path):
+    (row,) = signal_to_noise_curves(
+        tmp_path, volume, SIZE, particles=600, ratios=(0.04,), epochs=5, start="least-squares"
+    )
+    assert abs(row["expected_truth_0.5"] - row["truth_0.5"]) <= 1
+    assert abs(row["expected_0.143"] - row["halves_0.143"]) <= 1 and row["halves_0.143"] < 10
+    assert abs(row["dirac_truth_0.5"] - row["truth_0.5"]) < 0.2
+    assert 0.6 < row["within_1"] < 0.95 and 0.9 < row["within_2"] < 1
+    assert {p.name for p in tmp_path.iterdir()} >= {"curves.png", "calibration.png", "table.csv"}
+    assert json.loads((tmp_path / "table.json").read_text())[0]["snr"] == 0.04
+
+
+def test_sigma_tells_what_no_view_saw(volume, tmp_path):
+    rows = limited_views(
+        tmp_path, volume, SIZE, particles=400, ratios=(None, 0.5), epochs=3, start="least-squares"
+    )
+    assert rows[0]["area"] > 0.999 and rows[1]["area"] > 0.97
+    assert rows[0]["area_unpolished"] > 0.9 and rows[0]["seen"] < 0.1
+    for row, name in zip(rows, ("no-noise", "snr-0.5"), strict=True):
+        assert row["unseen"] > 0.99 and 0.1 < row["touched"] < 0.6
+        assert (tmp_path / f"sigma-{name}.png").exists()
+
+
+def test_descents_in_poses_end_in_local_optima(volume, tmp_path):
+    (row,) = pose_surfaces(
+        tmp_path, volume, SIZE, snr=None, symmetry="C1", images=1, count=12, steps=120, points=13
+    )
+    assert row["near"] > 0.9 and row["converged"] < 0.7 and row["optima"] > 2 and row["off"] < 1
+    assert (tmp_path / "surface.png").exists()
+
+
+def test_the_least_squares_start_is_ahead_in_error(volume, tmp_path):
+    rows = starts(tmp_path, volume, SIZE, particles=300, snr=0.1, epochs=2)
+    found = {name: [r for r in rows if r["start"] == name] for name in ("paper", "nothing", "least-squares")}
+    assert {name: [r["epoch"] for r in rs] for name, rs in found.items()} == {
+        "paper": [1, 2],
+        "nothing": [1, 2],
+        "least-squares": [0, 1, 2],
+    }
+    first = found["least-squares"][0]
+    assert all(first["mse"] < found[name][-1]["mse"] for name in ("paper", "nothing"))
+    assert all(r["seconds"] > 0 and r["shell"] > 5 for r in rows)
+
+
+def test_fourier_slices_are_where_they_say(rng):
+    for n in (6, 7):
+        volume = rng.normal(size=(n, n, n))
+        full = np.fft.fftshift(np.abs(np.fft.fftn(volume)))
+        axes = plot.fourier_slices(np.abs(np.fft.rfftn(volume)))
+        for ax, cut in zip(axes, (full[n // 2], full[:, n // 2], full[:, :, n // 2]), strict=True):
+            np.testing.assert_allclose(ax.images[0].get_array(), cut, atol=1e-12)
+    with pytest.raises(ValueError, match="half spectrum"):
+        plot.fourier_slices(np.zeros((4, 4, 4)))
+
+
+def test_calibration_and_surface():
+    within = np.stack([np.full(9, 0.6), np.full(9, 0.9)])
+    ax = plot.calibration({"a": within}, pixel_size=2.0, box=16)
+    drawn = [line for line in ax.lines if len(line.get_xdata()) == 8]
+    np.testing.assert_allclose([line.get_ydata()[0] for line in drawn], [0.6, 0.9])
+    errors = np.arange(15.0).reshape(3, 5)
+    path = np.array([[170.0, 20], [175, 30], [-175, 40]])
+    ax = plot.pose_errors_surface(errors, np.arange(5), np.arange(3), true=(1, 2), paths=[path])
+    np.testing.assert_array_equal(np.asarray(ax.collections[0].get_array()).reshape(3, 5), errors)
+    assert np.isnan(ax.lines[0].get_xdata()[2])  # not across the whole sheet
