@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -29,9 +30,13 @@ from invcryo.metrics import (
     postprocess,
     soft_mask,
 )
+from invcryo.refinement import refine
 from invcryo.rotation import matrix_from_rotvec
 from invcryo.simulate import cell_phantom, phantom, simulate_particles
 from invcryo.stet import image_sampling, reconstruct_series
+from invcryo.studies.incoherence import incoherence_study
+from invcryo.studies.simulated_series import simulated_cell
+from invcryo.studies.tilt_study import tilt_study
 
 FOLDER = Path(__file__).resolve().parent / "figures"
 SIZE = 3.0  # angstrom per pixel
@@ -189,6 +194,38 @@ def tilts(folder):
     save(plot.wedge_spectrum(volumes[-1], angles), "wedge_spectrum", folder, 80, 64)
 
 
+def studies(folder):
+    """Small versions of the studies of sampling, and a refinement of poses that were moved by some degrees."""
+    with tempfile.TemporaryDirectory() as work:
+        incoherence_study(Path(work) / "tpsf", size=64, views=60, fractions=(0.2,), seeds=(0,))
+        picture = folder / "tpsf.png"
+        shutil.copyfile(Path(work) / "tpsf" / "tpsf.png", picture)
+        _fewer_colours(picture)
+        series, cell = simulated_cell((24, 48, 48), angles_deg=np.arange(-60.0, 61.0, 3.0))
+        rows = tilt_study(
+            series,
+            Path(work) / "dose",
+            truth=cell,
+            fractions=(0.5, 0.2, 0.1),
+            seeds=(0, 1),
+            electrons=100.0,
+            pictures=False,
+            progress=False,
+        )
+    ax = plot.dose_curves(rows, "psnr", label="PSNR (dB)")
+    save(ax, "dose_curves", folder, 70, 32)
+    rng = np.random.default_rng(5)
+    truth = phantom("enzyme", 48, rng=2)
+    stack = simulate_particles(truth, 400, SIZE, snr=1.0, rng=rng)
+    turns = matrix_from_rotvec(rng.uniform(-0.2, 0.2, (len(stack), 3)))
+    rough = replace(stack, poses=ic.Poses(turns @ stack.poses.matrices, stack.poses.shifts))
+    result = refine(rough, truth, init_lowpass=40.0, progress=False)
+    found = {"joint refinement": [h["resolution_angstrom"] for h in result.history]}
+    save(
+        plot.resolution_by_round(found, limits={"Nyquist": 2 * SIZE}), "resolution_by_round", folder, 70, 32
+    )
+
+
 def report(folder):
     """The report of the demo, on a screen and on a phone."""
     browser = shutil.which("chromium") or shutil.which("google-chrome")
@@ -235,6 +272,7 @@ def main(argv=None):
     micrograph(args.output)
     poses(args.output)
     tilts(args.output)
+    studies(args.output)
     truth = reconstruction(args.output)
     validation(truth, args.output)
     if not args.no_report:
