@@ -22,7 +22,7 @@ def bench():
     sys.path.insert(0, str(FOLDER))
     yield importlib.import_module("refine")
     sys.path.remove(str(FOLDER))
-    for name in ("refine", "processes"):
+    for name in ("refine", "processes", "joint_refinement"):
         sys.modules.pop(name, None)
 
 
@@ -107,3 +107,59 @@ def test_commands_and_table(bench, made):
     assert "relion / invcryo: 25.0 in time" in text and "4.00 A" in text
     record["engines"][1] = {"engine": "relion", "missing": "not on the PATH"}
     assert "missing: not on the PATH" in bench.table(record)
+
+
+def test_resampled(bench):
+    """A smooth map on finer pixels: the same function of the distance from the centre, and no part of it lost."""
+    x = np.arange(30) - 15
+
+    def ball(pixel, n):
+        square = ((np.arange(n) - n // 2) * pixel) ** 2
+        return np.exp(-(square[:, None, None] + square[:, None] + square) / 50)
+
+    made, pixel = bench.resampled(ball(3.0, len(x)).astype(np.float32), 3.0, 2.0, 32)
+    assert pixel == 2.0 and made.shape == (32, 32, 32)
+    np.testing.assert_allclose(made, ball(2.0, 32), atol=2e-3)
+    with pytest.raises(SystemExit, match="lose"):
+        bench.resampled(ball(3.0, 30), 3.0, 4.0, 32)
+    # a normal of 3.5 angstrom from -7 to 5: 0.90 of it along each axis
+    with pytest.raises(SystemExit, match=r"loses 2[67] %"):
+        bench.resampled(ball(3.0, 30), 3.0, 2.0, 6)
+
+
+@pytest.mark.relion
+def test_postprocessing(bench, made, relion):
+    """RELION's programs take half maps of the names that its refinement gives them, and the result is scored."""
+    folder, options, _ = made
+    out = folder / "relion"
+    out.mkdir()
+    truth = read_map(folder / "truth.mrc")
+    noise = (
+        0.05 * truth.data.max() * np.random.default_rng(0).standard_normal((2, 32, 32, 32)).astype(np.float32)
+    )
+    write_map(out / "run_class001.mrc", truth.data, truth.pixel_size)
+    for i in (1, 2):
+        half = truth.data + noise[i - 1]
+        write_map(out / f"run_half{i}_class001_unfil.mrc", half, truth.pixel_size)
+    write_particles(out / "run_data.star", read_particles(folder / "particles.star"))
+    row = bench.postprocessed(folder, options)
+    assert "missing" not in row, row
+    assert row["angle_p50_deg"] == pytest.approx(0, abs=1e-3) and row["shell"] > 8  # finer than the first map
+
+
+def test_published_descent_beside_ours(bench):
+    """The comparison at a small size: same cost, same start; the published one takes far more evaluations."""
+    module = importlib.import_module("joint_refinement")
+    rng = np.random.default_rng(0)
+    grid = np.arange(32) - 16
+    z, y, x = (np.exp(-((grid[None] - c[:, None]) ** 2) / 3) for c in rng.normal(0, 3, (3, 40)))
+    volume = np.einsum("az,ay,ax->zyx", z, y, x).astype(np.float32)
+    case = module.Case("", 32, 2.0, 6.0, 1.0, 0.05)
+    module.BANDS = (5, 9)
+    rows = module.descent(volume, case, 0, longest=60, views=40)
+    assert [r["band"] for r in rows] == [5, 9] and rows[1]["start"] == rows[0]["newton"]
+    for r in rows:
+        assert r["newton"][0] < r["start"][0]
+        near = all(a <= 1.1 * b for a, b in zip(r["descent"], r["newton"], strict=True))
+        assert near or r["descent_steps"] == 60
+        assert r["descent_evaluations"] > r["newton_evaluations"] > 1
