@@ -6,19 +6,20 @@ Each function takes a `Quadratic` made from the data, and never sees an image.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .costs import L1, L21, Cost, NonNegative, Quadratic, Schatten, SquaredL2, Support
-from .operators import Gradient, Hessian, LinOp, Mask, Wavelet
+from .operators import Gradient, Hessian, Identity, LinOp, Mask, Wavelet
 from .solvers import Result, State, admm, any_of, cg, circulant_preconditioner, residual_below, run
 
 __all__ = [
     "PENALTIES",
     "InterruptedStage",
+    "admm_apart",
     "least_squares_map",
     "mean_eigenvalue",
     "penalty_for",
@@ -30,6 +31,8 @@ __all__ = [
 #: Weight of the small Tikhonov term of the unregularised map, relative to the mean eigenvalue of H^H H. It only
 #: decides frequencies that were hardly measured.
 FLOOR = 0.03
+
+_SPLIT = 0.1  # first penalty of images that are a variable of their own, against the 1 of the data term
 
 
 def _wavelet(shape: tuple[int, ...]) -> Cost:
@@ -181,6 +184,7 @@ def regularised_map(
     max_iter: int = 200,
     progress: bool | None = None,
     label: str = "regularised map",
+    apart: tuple[Cost, LinOp] | None = None,
 ) -> Result:
     """Minimise ``data(c) + lam penalty(c)`` with support and positivity.
 
@@ -201,6 +205,9 @@ def regularised_map(
         noise can put into the map, or to 0.3 of the energy that the map explains if that is less.
     x0 : ndarray, optional
         Start; by default half the resolution, or zero.
+    apart : (f, H), optional
+        ``data`` as a cost of images, ``f(H c)``. Then ``H c`` becomes a variable of its own, and the linear equations
+        have the kernel of ``H^H H``, even if ``f`` masks pixels.
 
     Notes
     -----
@@ -214,7 +221,7 @@ def regularised_map(
         raise ValueError(f"the support has shape {support.shape}, the coefficients {shape}")
     prior = lam * penalty if lam > 0 else 0.0 * SquaredL2()
     cost: Cost = data + prior
-    quadratic = None if positivity else cost.quadratic(shape, dtype)
+    quadratic = None if positivity or apart is not None else cost.quadratic(shape, dtype)
     if quadratic is not None:
         return _solve(quadratic, support, x0, residual_below(0.03 * tolerance), max_iter, progress, label)
     if support is not None:
@@ -223,7 +230,7 @@ def regularised_map(
         cost = cost + NonNegative()
     noise = _share(data, support, n_pixels) * data.c
     result = run(
-        admm(cost, x0=x0),
+        admm(cost, x0=x0) if apart is None else admm_apart(cost, data, *apart, x0),
         max_iter,
         stop=_near_minimum(tolerance, noise, data.c),
         label=label,
@@ -234,6 +241,32 @@ def regularised_map(
         if result.history["objective"][-1] > data.c + prior(empty):
             result.x = empty  # lambda is so large that an empty map is the better one, and likely the best
     return result
+
+
+class _Apart(Cost):
+    """``f - c``, without its quadratic form, so that it is split; ``c`` is its value at zero."""
+
+    def __init__(self, f: Cost, c: float) -> None:
+        self.f, self.c = f, c
+
+    def __call__(self, x: NDArray) -> float:
+        return self.f(x) - self.c
+
+    def _prox(self, z: NDArray, tau: float, out: NDArray) -> None:
+        self.f.prox(z, tau, out=out)
+
+
+def admm_apart(cost: Cost, data: Quadratic, f: Cost, H: LinOp, x0: NDArray | None = None) -> Iterator[State]:
+    """ADMM of ``cost``, whose first term is ``data(c) = f(H c)``, with ``H c`` as a variable of its own.
+
+    The first penalties of the other terms are those of the plain splitting.
+    """
+    rho = next(admm(cost, x0=x0, coarse_start=False)).memory["rho"]
+    nothing = Quadratic(0.0 * Identity(data.Q.ishape, data.Q.dtype), np.zeros_like(data.b), data.c)
+    split: Cost = nothing + _Apart(f, data.c) @ H
+    for term in cost.terms()[1:]:
+        split = split + term.joined()
+    return admm(split, [_SPLIT, *rho], x0, adapt=True)
 
 
 def _share(data: Quadratic, support: NDArray | None, n_pixels: int) -> float:

@@ -2,6 +2,10 @@
 
 import argparse
 import json
+import signal
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
@@ -132,3 +136,27 @@ def test_study(cli, series, tmp_path):
     assert (tmp_path / "s" / "run.json").exists() and (tmp_path / "s" / "psnr.png").exists()
     code, _, err = cli(*words[:-1], "6")
     assert code == 1 and "another study" in err and "--fresh" in err
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no SIGKILL on this system")
+def test_study_goes_on_after_a_kill(series, tmp_path):
+    """Killed by the system after its first cell: the same command again gives the table of an unbroken run."""
+    words = ["stet", "study", str(series), "--truth", str(series.parent / "truth.mrc"), "--thickness", "24"]
+    words += ["--fractions", "0.5", "0.1", "--methods", "tv", "--lam", "5", "--quiet"]
+    program = [sys.executable, "-m", "invcryo"]
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    assert subprocess.run([*program, *words, "-o", str(whole)]).returncode == 0
+    process = subprocess.Popen([*program, *words, "-o", str(cut)])
+    deadline = time.monotonic() + 60
+    while not list(cut.glob("cells/*.json")) and time.monotonic() < deadline:
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait(timeout=10) == -signal.SIGKILL
+    done = {path.name: path.stat().st_mtime_ns for path in cut.glob("cells/*.json")}
+    assert 1 <= len(done) < 5 and not (cut / "table.csv").exists()
+    assert subprocess.run([*program, *words, "-o", str(cut)]).returncode == 0
+    tables = [json.loads((folder / "table.json").read_text()) for folder in (cut, whole)]
+    for one, other in zip(*tables, strict=True):
+        assert {**one, "seconds": 0} == {**other, "seconds": 0}
+    for name, written in done.items():
+        assert (cut / "cells" / name).stat().st_mtime_ns == written

@@ -9,7 +9,7 @@ from invcryo.metrics import correlation
 from invcryo.operators import SingleAxisProjector
 from invcryo.stet import image_sampling, reconstruct_series
 from invcryo.studies.real_series import needle
-from invcryo.window import BandLimited, KaiserBessel
+from invcryo.window import BandLimited
 
 pytestmark = pytest.mark.data
 
@@ -60,21 +60,17 @@ def test_back_projection_of_pytom(reference_data):
 
 
 def test_vesicle_beats_sirt(vesicle):
-    """Slice-wise SIRT with positivity (100 iterations) reached 0.951 from all tilts, and 0.837 with a missing wedge."""
+    """Slice-wise SIRT with positivity (100 iterations) reached 0.951 from all tilts, and 0.837 with a missing wedge.
+
+    The plain call: lambda is found without the truth.
+    """
     series, truth = vesicle
     for part, baseline in (
         (series, 0.951),
         (series[(series.angles_deg <= 60) | (series.angles_deg >= 120)], 0.837),
     ):
-        result = reconstruct_series(
-            part.images,
-            part.angles,
-            lam=0.03,
-            window=KaiserBessel(1.25, 4.0),  # wider ones cannot follow the edges of its voxels
-            tolerance=3e-3,
-            progress=False,
-        )
-        assert correlation(result.volume, truth) > baseline
+        result = reconstruct_series(part.images, part.angles)
+        assert correlation(result.volume, truth) > baseline and not result.notes
 
 
 def test_needle_from_part_of_its_pixels(reference_data):

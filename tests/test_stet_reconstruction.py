@@ -5,7 +5,7 @@ import pytest
 
 from invcryo.backend import norm
 from invcryo.operators import Gradient
-from invcryo.stet import hold_out
+from invcryo.stet import hold_out, reconstruction
 from invcryo.stet.reconstruction import (
     METHODS,
     _search,
@@ -38,10 +38,12 @@ def error(volume, truth):
 
 
 def test_the_priors_beat_the_baselines(cell):
-    """30 % of the pixels. The bounds lie between the methods' errors with other seeds."""
+    """30 % of the pixels, all on one window. The bounds lie between the methods' errors with other seeds."""
     images, mask, truth = cell
     found = {
-        m: reconstruct_series(images, ANGLES, mask=mask, method=m, thickness=12, progress=False)
+        m: reconstruct_series(
+            images, ANGLES, mask=mask, method=m, thickness=12, window=KaiserBessel.wide(), progress=False
+        )
         for m in METHODS
     }
     errors = {m: error(r.volume, truth) for m, r in found.items()}
@@ -89,6 +91,31 @@ def test_minimum_of_the_stated_cost(cell):
     assert cost(1.01 * r.coefficients) > best and cost(0.99 * r.coefficients) > best
 
 
+def test_split_images_have_the_same_minimum(cell):
+    images, mask, _ = cell
+    options = {
+        "mask": mask,
+        "lam": 2.0,
+        "thickness": 12,
+        "tolerance": 3e-4,
+        "max_iter": 1000,
+        "progress": False,
+    }
+    plain = reconstruct_series(images, ANGLES, **options)
+    split = reconstruct_series(images, ANGLES, split_images=True, **options)
+    assert plain.info["stopped_by"] == split.info["stopped_by"] == "gap_below(0.0003)"
+    assert error(split.volume, plain.volume) < 0.01 < error(0.9 * plain.volume, plain.volume)
+    A, place = series_model(ANGLES, SHAPE, SHAPE[1:])
+    L = Gradient(SHAPE)
+
+    def cost(c):
+        c = np.maximum(c, 0)
+        misfit = (place.H(A(c)) - images)[mask].astype(float)
+        return 0.5 * (misfit @ misfit) + 2.0 * np.sqrt((L(c).astype(float) ** 2).sum(axis=0)).sum()
+
+    assert cost(split.coefficients) == pytest.approx(cost(plain.coefficients), rel=1e-3)
+
+
 @pytest.mark.filterwarnings("ignore:.*stopped at max_iter")
 @pytest.mark.parametrize("axis, options", [("x", {}), ("z", {}), ("y", {"in_plane_angle": 0.1})])
 def test_other_axes_and_shifts(axis, options, rng):
@@ -130,6 +157,30 @@ def test_inpainting_keeps_what_was_measured(rng):
     assert norm((filled - image)[mask]) < 0.1 * norm(image)
     same, _ = inpaint(image, np.ones_like(mask), 0.1, progress=False)
     np.testing.assert_array_equal(same, image)
+
+
+def test_without_noise():
+    """Lambda neither runs away nor costs the map: near the best of those that were given by hand."""
+    z, y, x = np.meshgrid(*(np.arange(n) - n // 2 for n in SHAPE), indexing="ij")
+    ball = (np.sqrt((1.6 * z) ** 2 + (y - 2) ** 2 + (x + 1) ** 2) < 8).astype(np.float32)
+    A, place = series_model(ANGLES, SHAPE, SHAPE[1:], window=WINDOW)
+    images, truth = place.H(A(ball)), WINDOW.synthesize(ball)
+    options = {"thickness": 12, "tolerance": 1e-3, "progress": False}
+    found = reconstruct_series(images, ANGLES, **options)
+    by_hand = [
+        error(reconstruct_series(images, ANGLES, lam=lam, **options).volume, truth)
+        for lam in (found.lam / 16, found.lam / 4, found.lam, 4 * found.lam, 16 * found.lam)
+    ]
+    assert error(found.volume, truth) < 1.1 * min(by_hand) and by_hand[-1] > 1.5 * min(by_hand)
+    assert len(found.info["trials"]) <= 10 and not found.notes
+
+
+@pytest.mark.filterwarnings("ignore:.*stopped at max_iter")
+def test_a_search_that_finds_no_end_is_flagged(cell, monkeypatch, caplog):
+    images, mask, _ = cell
+    monkeypatch.setattr(reconstruction, "_TRIALS", 2)
+    r = reconstruct_series(images, ANGLES, mask=mask, thickness=12, max_iter=10, progress=False)
+    assert "the search ended at" in r.notes[0] and "the search ended at" in caplog.text
 
 
 def test_the_search_finds_the_vertex():

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 #: Those of `invcryo.stet`, which takes a second to import.
 METHODS = ("tv", "wavelet", "two-step", "zero-fill", "sirt", "wbp")
 KINDS = ("pixel", "block", "line", "grid")
+WINDOWS = ("narrow", "wide")
 _FRACTIONS = (0.5, 0.3, 0.2, 0.1, 0.03)
 _RESULTS = ("map.mrc", "slices.png", "spectrum.png", PAGE, "run.json")
 
@@ -336,7 +337,19 @@ def _add_solver(parser: argparse.ArgumentParser) -> None:
         help="of the object along the beam; default: the width of the images",
     )
     group.add_argument("--no-positivity", action="store_true", help="let the map be negative")
+    group.add_argument(
+        "--window",
+        choices=WINDOWS,
+        help="basis of the map: narrow keeps sharp edges, wide is a little better for smooth objects; default: narrow,"
+        " and for sirt wide",
+    )
     add_threads(group)
+
+
+def _window(args: argparse.Namespace) -> Any:
+    from ..window import KaiserBessel
+
+    return None if args.window is None else getattr(KaiserBessel, args.window)()
 
 
 def _add_reconstruct(commands: Any) -> None:
@@ -352,6 +365,21 @@ def _add_reconstruct(commands: Any) -> None:
     _add_series(parser)
     parser.add_argument("--method", choices=METHODS, default="tv", help="default: tv")
     _add_solver(parser)
+    parser.add_argument(
+        "--iterations", type=natural, default=200, metavar="N", help="at most so many; default: 200"
+    )
+    parser.add_argument(
+        "--tolerance",
+        type=positive,
+        default=0.01,
+        metavar="T",
+        help="stop when what is left to gain is so small beside the noise; 0.001 where there is none; default: 0.01",
+    )
+    parser.add_argument(
+        "--split-images",
+        action="store_true",
+        help="tv and wavelet: another way to the same map, with the Toeplitz kernel whatever the mask; slower",
+    )
     add_output(parser)
 
 
@@ -379,6 +407,10 @@ def _reconstruct(
                 axis=series.axis,
                 in_plane_angle=series.in_plane_angle,
                 shifts=series.shifts,
+                window=_window(args),
+                split_images=args.split_images,
+                max_iter=args.iterations,
+                tolerance=args.tolerance,
                 progress=console.progress,
             )
         size = series.pixel_size or 1.0
@@ -389,6 +421,7 @@ def _reconstruct(
             "method": args.method,
             "lam": result.lam,
             "shape": result.volume.shape,
+            "notes": result.notes,
             "warnings": console.warnings,
         }
         with folder.results() as staging:
@@ -488,7 +521,7 @@ def _study(args: argparse.Namespace, words: Sequence[str], console: Console) -> 
                 electrons=args.electrons,
                 equal_total=args.equal_total,
                 lam=args.lam,
-                settings={"positivity": not args.no_positivity},
+                settings={"positivity": not args.no_positivity, "window": _window(args)},
                 pictures=matplotlib_is_there(console),
                 fresh=args.fresh,
                 progress=console.progress,

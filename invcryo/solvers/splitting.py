@@ -13,7 +13,7 @@ from .. import kernels
 from ..backend import array_module, norm
 from ..costs import L21
 from ..costs.base import Term
-from ..operators import Gradient, Identity, LinOp, Refinement
+from ..operators import Gradient, Identity, LinOp, Refinement, Toeplitz
 from .vectors import compiled, inner
 
 __all__ = ["Moved", "Split", "split"]
@@ -193,6 +193,25 @@ class TotalVariation(Split):
         return Moved(distance, size, size_u, dual, pairing, self.scale * value, self.scale * value_u)
 
 
+class Projected(Split):
+    """An operator that costs more than the convolution ``L^H L``: it is applied once in each iteration."""
+
+    _known: NDArray | None = None  # L x, from `move` to the next `pull`
+
+    def curvature(self, p: NDArray) -> float:
+        return self.rho * inner(p, self.gram.apply(p))
+
+    def move(self, x: NDArray, relaxation: float) -> Moved:
+        image = self._known = self.operator.apply(x)
+        moved = super().move(x, relaxation)
+        self._known = image
+        return moved
+
+    def _image(self, x: NDArray) -> NDArray:
+        image, self._known = self._known, None
+        return self.operator.apply(x) if image is None else image
+
+
 #: Pairs of cost and operator whose steps are fused; every other pair takes those of `Split`.
 _FUSED: dict[tuple[type, type], type[Split]] = {(L21, Gradient): TotalVariation}
 
@@ -200,4 +219,7 @@ _FUSED: dict[tuple[type, type], type[Split]] = {(L21, Gradient): TotalVariation}
 def split(term: Term, shape: tuple[int, ...], dtype: Any) -> Split:
     """The split of a term of a cost, by the fastest way that is known for it."""
     way = _FUSED.get((type(term.cost), type(term.operator)), Split) if len(shape) == 3 else Split
-    return way(term, shape, dtype)
+    made = way(term, shape, dtype)
+    if way is Split and isinstance(made.gram, Toeplitz) and made.operator.ishape != made.operator.oshape:
+        made = Projected(term, shape, dtype)
+    return made

@@ -7,17 +7,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
+from scipy.ndimage import gaussian_filter
 
 from ..io import read_map, read_tilt_series, straighten
 from ..io.tilt_series import TiltSeries
 from ..metrics import correlation, elongation, fsc, psnr
 from ..stet import estimate_axis, image_sampling, line_integrals
-from ..window import KaiserBessel
 from .cells import StudyFolder, write_table
 from .tilt_study import reconstructed
 
-__all__ = ["needle", "needle_study", "vesicle", "vesicle_study"]
+__all__ = ["needle", "needle_study", "subtomogram", "subtomogram_study", "vesicle", "vesicle_study"]
 
 
 def needle(folder: str | os.PathLike[str]) -> TiltSeries:
@@ -41,6 +42,24 @@ def vesicle(folder: str | os.PathLike[str]) -> tuple[TiltSeries, NDArray]:
     folder = Path(folder)
     series = read_tilt_series(folder / "vesicle_tilts.mrc", angles=folder / "vesicle.rawtlt", pixel_size=10.0)
     return series, read_map(folder / "vesicle_ground_truth.mrc").data
+
+
+def subtomogram(folder: str | os.PathLike[str]) -> tuple[TiltSeries, NDArray]:
+    """Images about a particle in a cryo tomogram (of the PyTom project), and PyTom's back-projection of them.
+
+    -60 to 60 degrees in steps of 3, with shifts. What PyTom has stored is weighted by a ramp across the tilt axis; the
+    ramp is taken out again, but for the frequency that it has set to zero. Matter is dark in both.
+    """
+    folder = Path(folder)
+    series = read_tilt_series(folder / "p1_tilts.mrc", angles=folder / "p1.rawtlt", check=False)
+    width = series.images.shape[2]
+    spectra = np.fft.rfft(series.images, axis=2)
+    ramp = 2 * np.fft.rfftfreq(width)
+    spectra[..., 1:] /= ramp[1:]
+    images = np.fft.irfft(spectra, width, axis=2).astype(np.float32)
+    shifts = np.loadtxt(folder / "p1_offset_xy_px.txt")
+    theirs = np.fromfile(folder / "p1.em", "<f4", offset=512).reshape(100, 100, 100)
+    return series.replace(images=images, shifts=shifts), theirs
 
 
 def needle_study(
@@ -83,10 +102,8 @@ def vesicle_study(
 ) -> list[dict[str, Any]]:
     """The vesicle from all tilts, without those from 60 to 120 degrees, and from 30 % of the pixels of either.
 
-    Parameters as of `needle_study`; compared with the truth. The window is a narrow one unless ``window`` is given:
-    the vesicle has the sharp edges of voxels, which a wide window with positive coefficients cannot follow.
+    Parameters as of `needle_study`; compared with the truth.
     """
-    options.setdefault("window", KaiserBessel(1.25, 4.0))
     series, truth = vesicle(data)
     wedge = series[(series.angles_deg <= 60) | (series.angles_deg >= 120)]
     parts = {
@@ -96,6 +113,24 @@ def vesicle_study(
         "wedge_30_percent": _part(wedge),
     }
     return _reconstruct_parts(folder, parts, methods, options, truth)
+
+
+def subtomogram_study(
+    data: str | os.PathLike[str],
+    folder: str | os.PathLike[str],
+    *,
+    methods: Sequence[str] = ("tv", "wbp"),
+    **options: Any,
+) -> list[dict[str, Any]]:
+    """The particle from all and from 30 % of its pixels, beside PyTom's map.
+
+    Parameters as of `needle_study`, ``positivity`` off by default, since there is matter everywhere. All maps, PyTom's
+    too, are compared after a Gaussian of 2 pixels: voxel by voxel its map is mostly noise.
+    """
+    options.setdefault("positivity", False)
+    series, theirs = subtomogram(data)
+    parts = {"full": series, "30_percent": _part(series)}
+    return _reconstruct_parts(folder, parts, methods, options, theirs, smooth=2.0)
 
 
 def _part(series: TiltSeries) -> TiltSeries:
@@ -108,8 +143,12 @@ def _reconstruct_parts(
     methods: Sequence[str],
     options: Mapping[str, Any],
     truth: NDArray | None,
+    *,
+    smooth: float = 0.0,
 ) -> list[dict[str, Any]]:
     """Each part by each method, against the truth or else the method's map of the first part."""
+    if truth is not None and smooth:
+        truth = gaussian_filter(truth, smooth)
     first = next(iter(parts.values()))
     lam = options.get("lam", "auto")
     settings = {name: value for name, value in options.items() if name != "lam"}
@@ -127,6 +166,7 @@ def _reconstruct_parts(
 
             def compute(part: TiltSeries = part, method: str = method) -> Any:
                 volume, found = reconstructed(part, method, lam, settings)
+                volume = gaussian_filter(volume, smooth) if smooth else volume
                 return {"lam": found}, {"volume": volume}
 
             row = place.cell(f"{name}-{method}", compute)
