@@ -221,9 +221,7 @@ def studies(folder):
     rough = replace(stack, poses=ic.Poses(turns @ stack.poses.matrices, stack.poses.shifts))
     result = refine(rough, truth, init_lowpass=40.0, progress=False)
     found = {"joint refinement": [h["resolution_angstrom"] for h in result.history]}
-    save(
-        plot.resolution_by_round(found, limits={"Nyquist": 2 * SIZE}), "resolution_by_round", folder, 70, 32
-    )
+    save(plot.resolution_by_round(found, limits={"Nyquist": 2 * SIZE}), "resolution_by_round", folder, 70, 32)
 
 
 def report(folder):

@@ -8,7 +8,7 @@ from invcryo.io import read_map, read_tilt_series
 from invcryo.metrics import correlation
 from invcryo.operators import SingleAxisProjector
 from invcryo.stet import image_sampling, reconstruct_series
-from invcryo.studies.real_series import needle
+from invcryo.studies.real_series import needle, subtomogram_study
 from invcryo.window import BandLimited
 
 pytestmark = pytest.mark.data
@@ -57,6 +57,15 @@ def test_back_projection_of_pytom(reference_data):
     assert agreement(1, offsets) > 0.98
     assert agreement(1, 0 * offsets) < 0.96 and agreement(1, -offsets) < 0.92
     assert agreement(-1, offsets) < 0.5
+
+
+def test_particle_beside_pytom(reference_data, tmp_path):
+    """Smoothed, both back-projections show the same particle, and PyTom's is brought to our units."""
+    rows = subtomogram_study(reference_data / "et-pytom-subtomo", tmp_path, methods=("wbp",))
+    full, part = rows
+    assert full["correlation"] > 0.95 and part["correlation"] > 0.93
+    assert full["psnr"] > 30 and abs(full["elongation"] - 1) < 0.05
+    assert (tmp_path / "sections_xy.png").exists()
 
 
 def test_vesicle_beats_sirt(vesicle):

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
+from ..backend import inner
 from ..io import read_map, read_tilt_series, straighten
 from ..io.tilt_series import TiltSeries
 from ..metrics import correlation, elongation, fsc, psnr
@@ -125,12 +126,15 @@ def subtomogram_study(
     """The particle from all and from 30 % of its pixels, beside PyTom's map.
 
     Parameters as of `needle_study`, ``positivity`` off by default, since there is matter everywhere. All maps, PyTom's
-    too, are compared after a Gaussian of 2 pixels: voxel by voxel its map is mostly noise.
+    too, are compared after a Gaussian of 2 pixels: voxel by voxel its map is mostly noise. PyTom's, which has units of
+    its own, is brought to ours by one factor, from our back-projection.
     """
     options.setdefault("positivity", False)
     series, theirs = subtomogram(data)
+    ours, _ = reconstructed(series, "wbp", "auto", {"positivity": False})
+    theirs *= inner(theirs, ours) / inner(theirs, theirs)
     parts = {"full": series, "30_percent": _part(series)}
-    return _reconstruct_parts(folder, parts, methods, options, theirs, smooth=2.0)
+    return _reconstruct_parts(folder, parts, methods, options, theirs, smooth=2.0, called="PyTom")
 
 
 def _part(series: TiltSeries) -> TiltSeries:
@@ -145,6 +149,7 @@ def _reconstruct_parts(
     truth: NDArray | None,
     *,
     smooth: float = 0.0,
+    called: str = "truth",
 ) -> list[dict[str, Any]]:
     """Each part by each method, against the truth or else the method's map of the first part."""
     if truth is not None and smooth:
@@ -188,7 +193,7 @@ def _reconstruct_parts(
             )
             volumes[name, method] = volume
     write_table(folder, rows)
-    _draw(place.path, volumes, list(parts), methods, "xz" if first.axis == "y" else "yz", truth)
+    _draw(place.path, volumes, list(parts), methods, "xz" if first.axis == "y" else "yz", truth, called)
     return rows
 
 
@@ -199,6 +204,7 @@ def _draw(
     methods: Sequence[str],
     plane: str,
     truth: NDArray | None,
+    called: str,
 ) -> None:
     """Sections across the tilt axis and through it, by part and method."""
     try:
@@ -211,6 +217,6 @@ def _draw(
         grid = [[volumes[name, method] for name in names] for method in methods]
         columns = [name.replace("_", " ") for name in names]
         if truth is not None:
-            grid, columns = [[truth, *line] for line in grid], ["truth", *columns]
+            grid, columns = [[truth, *line] for line in grid], [called, *columns]
         panels = plot.section_grid(grid, rows=list(methods), columns=columns, plane=cut)
         plot.save(panels, folder / f"sections_{cut}.png")
