@@ -58,7 +58,8 @@ def write_cxc(
 
     Notes
     -----
-    ChimeraX itself is not among the tests. Its user guide and the parsers of its commands were read for each of these:
+    ChimeraX itself is not among the tests. Its user guide, the parsers of ``volume`` and ``key``, and for the last five
+    published scripts were read for these:
     ``volume`` (style, level, step, color), ``color sample`` (map, palette of ``value,color`` pairs), ``key`` (pairs
     ``color:label``), ``hide`` (models), ``set`` (bgColor), ``lighting`` (soft), ``view``, ``open``, ``close``. A test
     holds scripts to these forms.
