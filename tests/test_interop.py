@@ -92,6 +92,8 @@ def test_pylops_dottest(problem):
     dottest = pytest.importorskip("pylops.utils").dottest
     A = problem[0]
     for operator in (A, A.H, Gradient(SHAPE, dtype=A.dtype)):
+        # it draws from the global generator, and allows a part of a product that may by chance be almost zero
+        np.random.seed(0)  # noqa: NPY002
         assert dottest(operator, *operator.shape, rtol=1e-5 if A.dtype == np.float32 else 1e-11)
 
 
