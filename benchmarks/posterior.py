@@ -43,7 +43,7 @@ def main() -> None:
         "6.1": lambda place: study.dirac_and_gaussian(place, volume, size, **common, **fit),
         "6.2": lambda place: study.signal_to_noise_curves(place, volume, size, **common, **fit),
         "6.3": lambda place: study.limited_views(place, volume, size, **common, **fit),
-        "6.4": lambda place: study.pose_surfaces(place, volume, size),
+        "6.4": lambda place: study.pose_surfaces(place, volume, size, symmetry="C7"),
         "starts": lambda place: study.starts(
             place, volume, size, **common, epochs=int(args.epochs), padding=args.padding
         ),

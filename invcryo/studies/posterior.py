@@ -314,7 +314,7 @@ def pose_surfaces(
     pixel_size: float,
     *,
     snr: float | None = 0.04,
-    symmetry: str = "D7",
+    symmetry: str = "C1",
     images: int = 4,
     count: int = 100,
     steps: int = 200,
