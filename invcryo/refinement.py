@@ -20,10 +20,12 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import special
 from scipy.spatial.transform import Rotation
 
 from .checkpoint import Checkpoint
 from .costs import Cost, LeastSquares, Quadratic
+from .ctf import CTF
 from .data import ParticleStack, Poses
 from .inversion import (
     InterruptedStage,
@@ -48,17 +50,34 @@ __all__ = ["Refinement", "refine"]
 
 log = logging.getLogger(__name__)
 
-_FIRST_BAND = 4  # Fourier pixels: fewer do not tell orientations apart
-_GROWTH = 1.25  # of the band from round to round
-_MARGIN = 0.72  # band over the largest frequency of the coefficients
-_SEARCH_BAND = (6, 16)  # in which rounds search for better poses, and how far they look
-_WORST = 0.1  # of the particles, that are searched for anyway in these rounds
-_WEAK = 0.75  # amplitude relative to the median below which a particle is an outlier
+# Fourier pixels: half a slice holds some 25 values up to there, to tell five unknowns from.
+_FIRST_BAND = 4
+# Of the band from round to round: a phase that is right to 1 radian at its edge is still within a quarter of a period.
+_GROWTH = 1.25
+# Band over the largest frequency of the coefficients: 0.9 in the round after, which reads the same map.
+_MARGIN = 0.9 / _GROWTH
+# In which rounds particles are searched for, and how far the search looks: below, directions are not told apart, and
+# beyond, the steps of the grid are too long for a climb.
+_SEARCH_BAND = (6, 16)
+# Of the particles, that are searched for anyway in these rounds: steps alone leave 6 to 9 % stuck.
+_WORST = 0.1
+# Amplitude relative to the median below which a particle is searched for: the gain in log-likelihood goes with its
+# square, and is then about half of what is usual.
+_WEAK = 0.75
+# Log-likelihood that a pose far away must gain, 20 : 1: the best of many poses is better by chance.
+_ODDS = 3.0
+# Shells that the sum of the FSC must gain: the standard deviation of the sum of a curve that ends at shell 5, from
+# (1 - FSC^2)^2 / voxels of each shell; that of finer maps is smaller.
+_GAIN = 0.1
+# Standard deviations: the best of 10^5 independent poses scores more on 1 of 500 images of pure noise.
+_NOISE_SCORE = 5.5
+# Of the usual gain in log-likelihood: an image with less tells next to nothing, and may be noise that finds itself in
+# a map which was made of it too.
+_NO_GAIN = 1 / 8
+# Chance that there is any outlier among particles whose fits are normally distributed.
+_FALSE_ALARM = 0.05
 _PIXELS = 1 << 23  # of images in memory at a time
-_SAMPLE = 400  # particles from which the noise is measured
-_ODDS = 3.0  # log-likelihood that a pose far away must gain: the best of many is better by chance
-_GAIN = 0.1  # shells by which the FSC must improve
-_NOISE_SCORE = 5.5  # what the best of 10^5 poses reaches on an image of pure noise, in standard deviations
+_SAMPLE = 400  # particles that noise is measured on: to 5 % with a single frequency, and a shell has many
 
 
 @dataclass
@@ -82,8 +101,13 @@ class Refinement:
         Into `STATUS`, of each particle's last optimisation.
     no_signal : ndarray of bool, (n,)
         Images that agree with the map no better than noise would, at any pose.
+    outlier : ndarray of bool, (n,)
+        Others that fit far worse than the rest, by contrast or residual: dark particles, dirt, wrong poses.
     score : ndarray, (n,)
         Overlap of image and projection in standard deviations of the noise.
+    particle_scale : ndarray, (n,)
+        Contrast of each particle in the model, mean 1: see ``particle_scale`` of `refine`. It is a factor of the CTF
+        of ``stack``, and rlnCtfScalefactor in a file.
     angle_change, shift_change : ndarray, (n,)
         From the start, degrees and pixels.
     history : list of dict
@@ -103,7 +127,9 @@ class Refinement:
     fsc: FSC
     status: NDArray
     no_signal: NDArray
+    outlier: NDArray
     score: NDArray
+    particle_scale: NDArray
     angle_change: NDArray
     shift_change: NDArray
     history: list[dict[str, Any]]
@@ -115,6 +141,11 @@ class Refinement:
     def poses(self) -> Poses:
         assert self.stack.poses is not None
         return self.stack.poses
+
+    @property
+    def flagged(self) -> NDArray:
+        """Particles that are better left out, bool (n,)."""
+        return self.no_signal | self.outlier
 
     @property
     def pixel_size(self) -> float:
@@ -141,6 +172,8 @@ def refine(
     max_shift: float | None = None,
     prior_angle: float = math.inf,
     prior_shift: float = math.inf,
+    particle_scale: bool = False,
+    exclude_flagged: bool = False,
     max_rounds: int = 40,
     window: Window | None = None,
     checkpoint: Checkpoint | str | os.PathLike[str] | None = None,
@@ -176,6 +209,11 @@ def refine(
         Pixels from the centre that the search looks at; default: 3 beyond the largest shift of the start.
     prior_angle, prior_shift : float
         Standard deviations, radians and pixels, of priors about the poses that each round begins with.
+    particle_scale : bool
+        Give every particle, which needs a CTF, a contrast of its own: that which fits it best, drawn to the mean by as
+        much as noise explains of the spread.
+    exclude_flagged : bool
+        Leave flagged particles (`Refinement.flagged`) out of the final maps.
     max_rounds : int
     window : Window, optional
         Default `KaiserBessel()`.
@@ -199,7 +237,8 @@ def refine(
     """
     begin = time.perf_counter()
     job = _Job(stack, reference, reference_pixel_size, init_lowpass, search, half_maps, symmetry, mask, reg, lam,
-               positivity, max_shift, (prior_angle, prior_shift), window, rng, progress)  # fmt: skip
+               positivity, max_shift, (prior_angle, prior_shift), particle_scale, exclude_flagged, window, rng,
+               progress)  # fmt: skip
     if isinstance(checkpoint, (str, os.PathLike)):
         checkpoint = Checkpoint(checkpoint)
     described = job.description(max_rounds)
@@ -241,6 +280,8 @@ class _Job:
         positivity: bool,
         max_shift: float | None,
         priors: tuple[float, float],
+        particle_scale: bool,
+        exclude_flagged: bool,
         window: Window | None,
         rng: Any,
         progress: bool | None,
@@ -269,6 +310,9 @@ class _Job:
             positivity,
         )
         self.priors, self.progress, self.search = priors, progress, search
+        self.particle_scale, self.exclude_flagged = particle_scale, exclude_flagged
+        if particle_scale and stack.ctf is None:
+            raise ValueError("particle_scale: a scale is a factor of the CTF, and the particles have none")
         self.mask, self.soft = _masks(mask, n)
         self.stack = _split(stack, half_maps, rng, self.notes)
         assert self.stack.poses is not None
@@ -308,11 +352,23 @@ class _Job:
         self.best: dict[str, NDArray] | None = None
         self.best_quality, self.idle = -math.inf, 0
         self.status = np.zeros(len(stack), int)
-        self.score, self.amplitude = np.zeros(len(stack)), np.ones(len(stack))
-        if stack.ctf is None:
-            self.filters = None
-        else:
-            self.filters = ImageFilter.from_ctf(stack.ctf, stack.image_shape, stack.pixel_size)
+        self.score = np.zeros(len(stack))
+        self.amplitude, self.misfit, self.scales = (np.ones(len(stack)) for _ in range(3))
+        self.vain = np.zeros(len(stack), bool)  # of the last search
+
+    def _ctf(self) -> CTF | None:
+        """With the scales of the particles."""
+        ctf = self.stack.ctf
+        if ctf is None or not self.particle_scale:
+            return ctf
+        return dataclasses.replace(ctf, scale=ctf.scale * self.scales)
+
+    @property
+    def filters(self) -> ImageFilter | None:
+        ctf = self._ctf()
+        return (
+            None if ctf is None else ImageFilter.from_ctf(ctf, self.stack.image_shape, self.stack.pixel_size)
+        )
 
     # -- what decides the result, and what is needed to go on ---------------------------------------------------
 
@@ -338,14 +394,16 @@ class _Job:
                 self.max_shift,
                 self.priors,
                 self.search,
+                self.particle_scale,
+                self.exclude_flagged,
             ),
             "first band": self.band,
             "most rounds": max_rounds,
         }
 
     _NUMBERS = ("scale", "band", "best_quality", "idle")
-    _KEPT = ("matrices", "shifts", "status", "score", "amplitude")
-    _ARRAYS = (*_KEPT, "curve")
+    _KEPT = ("matrices", "shifts", "status", "score", "amplitude", "misfit", "scales")
+    _ARRAYS = (*_KEPT, "curve", "vain")
 
     def state(self) -> dict[str, NDArray]:
         out = {name: np.array(getattr(self, name)) for name in self._NUMBERS + self._ARRAYS}
@@ -393,6 +451,8 @@ class _Job:
             )
         if self.apart:
             self._register(readers, cutoff)
+        if self.particle_scale:
+            self.scales = self._scales()
         seconds = {"poses": time.perf_counter() - start}
         poses = Poses(self.matrices, self.shifts)
         self.scale = _scale_for(self.box, self.band)
@@ -446,11 +506,12 @@ class _Job:
                 f"image {rows[np.argmin(finite)]} (counted from 0) holds NaN or infinite pixels: leave it out, or"
                 " repair it"
             )
+        filters = self.filters
         return PoseFit(
             reader,
             images,
             window=self.window,
-            filters=None if self.filters is None else self.filters.rows(rows),
+            filters=None if filters is None else filters.rows(rows),
             weights=weights,
             cutoff=cutoff,
             scale=self._scale_of(reader),
@@ -461,6 +522,8 @@ class _Job:
 
     def _weights(self, reader: GridReader, rows: NDArray, cutoff: float) -> NDArray:
         """``2 FSC / (1 + FSC)`` over the variance of the noise, by shell, from the residuals of some particles."""
+        sound = rows[~np.any(self._flags(), axis=0)[rows]]  # others' residuals are more than noise
+        rows = sound if sound.size else rows
         some = rows[:: max(1, len(rows) // _SAMPLE)][:_SAMPLE]
         fit = self._fit(reader, some, cutoff, None)
         overlap, power = fit.overlaps(self.matrices[some], self.shifts[some], np.arange(len(some)))
@@ -490,7 +553,8 @@ class _Job:
                 )
                 self.matrices[part], self.shifts[part] = found.poses.matrices, found.poses.shifts
                 self.status[part] = found.status
-                self._note(part, found.overlap, found.power)
+                misfit = found.energy - np.maximum(found.overlap, 0) ** 2 / np.maximum(found.power, 1e-300)
+                self._note(part, found.overlap, found.power, misfit)
 
     def _register(self, readers: list[GridReader], cutoff: float) -> None:
         """Turn the second half set into the frame of the first, from which it drifts: six numbers, no more.
@@ -521,21 +585,65 @@ class _Job:
         self.matrices[rows] = self.matrices[rows] @ turn
         self.shifts[rows] += self.matrices[rows, :2] @ origin
 
-    def _note(self, rows: NDArray, overlap: NDArray, power: NDArray) -> None:
+    def _note(self, rows: NDArray, overlap: NDArray, power: NDArray, misfit: NDArray) -> None:
+        self.misfit[rows] = misfit
         self.score[rows] = overlap / np.sqrt(np.maximum(power, 1e-300))
-        self.amplitude[rows] = overlap / np.maximum(power, 1e-300)
+        self.amplitude[rows] = self.scales[rows] * overlap / np.maximum(power, 1e-300)
+
+    def _badness(self) -> NDArray:
+        """By how many standard deviations each particle fits worse than usual.
+
+        Its amplitude is too low, which tells where noise is strong, or its residual too large, which tells where it is
+        weak, since amplitudes then vary from view to view by more than a wrong pose takes off.
+        """
+        out = []
+        for values in (-self.amplitude, self.misfit):
+            centre, spread = _robust(values)
+            out.append((values - centre) / max(spread, 1e-300))
+        return np.maximum(*out)
 
     def _outliers(self) -> NDArray:
-        """Particles that fit badly: weak beside the others, without a sound optimum, or among the worst."""
+        """Particles that fit badly: weak beside the others, without a sound optimum, or among the worst.
+
+        Those that the last search could not help give way to others.
+        """
         typical = float(np.median(self.amplitude))
         bad = (self.amplitude < _WEAK * typical) | (self.status >= STATUS.index("failed"))
-        worst = np.argsort(self.amplitude, kind="stable")[: math.ceil(_WORST * len(bad))]
-        bad[worst] = True
-        return np.flatnonzero(bad)
+        badness = np.where(self.vain, -np.inf, self._badness())
+        bad[np.argsort(-badness, kind="stable")[: math.ceil(_WORST * len(bad))]] = True
+        return np.flatnonzero(bad & ~self.vain)
+
+    def _scales(self) -> NDArray:
+        """Amplitudes, drawn to their centre where their spread is no wider than their errors; of mean 1.
+
+        The best estimate where both are normal. Flagged particles have no part in it, and a scale of 1.
+        """
+        sound = ~np.any(self._flags(), axis=0)
+        if sound.sum() < 2:
+            return np.ones(len(sound))
+        a = self.amplitude[sound]
+        centre, spread = _robust(a)
+        # a score of s standard deviations tells an amplitude to 1 / s of it
+        noise = (a / self.score[sound]) ** 2
+        signal = max(spread**2 - float(np.median(noise)), 0.0)
+        drawn = centre + (a - centre) * signal / (signal + noise)
+        scales = np.ones(len(sound))
+        scales[sound] = drawn / drawn.mean()
+        return scales
+
+    def _flags(self) -> tuple[NDArray, NDArray]:
+        """Particles without signal, and others that fit far worse than the rest."""
+        if not self.score.any():  # before the first round
+            return np.zeros(len(self.score), bool), np.zeros(len(self.score), bool)
+        usual = max(float(np.median(self.score)), 0.0)
+        no_signal = self.score < max(_NOISE_SCORE, _NO_GAIN**0.5 * usual)
+        far = -float(special.ndtri(0.5 * _FALSE_ALARM / len(no_signal)))  # of two figures for each particle
+        return no_signal, ~no_signal & (self._badness() > far)
 
     def _search(self, readers: list[GridReader], weights: list[NDArray], which: NDArray) -> tuple[int, int]:
         """Search all rotations for some particles; those that fit better elsewhere move there."""
-        moved = 0
+        moved, filters = 0, self.filters
+        self.vain[:] = False
         band = float(min(self.band, _SEARCH_BAND[1]))
         for reader, weight, rows in zip(readers, weights, self.members, strict=True):
             mine = np.intersect1d(rows, which)
@@ -547,7 +655,7 @@ class _Job:
                     reader,
                     np.asarray(self.stack.images[part], np.float32),
                     window=self.window,
-                    filters=None if self.filters is None else self.filters.rows(part),
+                    filters=None if filters is None else filters.rows(part),
                     weights=weight,
                     band=band,
                     max_shift=self.max_shift,
@@ -560,14 +668,14 @@ class _Job:
                     0.5 * fit.energy * (np.maximum(found.scores[:, 0], 0) ** 2 - np.maximum(present, 0) ** 2)
                 )
                 better = odds > _ODDS
+                self.vain[part] = ~better
                 rows_moved = part[better]
                 self.matrices[rows_moved] = found.rotations[better, 0]
                 self.shifts[rows_moved] = found.shifts[better, 0]
                 index = np.flatnonzero(better)
                 if index.size:
-                    self._note(
-                        rows_moved, *fit.overlaps(self.matrices[rows_moved], self.shifts[rows_moved], index)
-                    )
+                    sums = fit.overlaps(self.matrices[rows_moved], self.shifts[rows_moved], index)
+                    self._note(rows_moved, *sums, self.misfit[rows_moved] - 2 * odds[better])
                 moved += int(better.sum())
         return len(which), moved
 
@@ -578,13 +686,16 @@ class _Job:
         projector = Projector(
             poses, self.window, side, self.stack.image_shape, scale=scale, cutoff=min(1.0, 1.0 / scale)
         )
-        return projector if self.filters is None else self.filters @ projector
+        filters = self.filters
+        return projector if filters is None else filters @ projector
 
-    def _normal_equations(self, poses: Poses) -> list[Quadratic]:
-        cost = LeastSquares(
-            self._model(poses, self.scale), self.stack.images, symmetry=self.symmetry, progress=self.progress
-        )
-        return cost.normal_equations(self.stack.half).quadratics
+    def _normal_equations(self, poses: Poses, rows: NDArray | None = None) -> list[Quadratic]:
+        """Of the two half sets, or of what ``rows`` leaves of them."""
+        model, stack = self._model(poses, self.scale), self.stack
+        if rows is not None:
+            model, stack = model.rows(rows), stack[rows]
+        cost = LeastSquares(model, stack.images, symmetry=self.symmetry, progress=self.progress)
+        return cost.normal_equations(stack.half).quadratics
 
     def _support(self, shape: tuple[int, ...], scale: float) -> NDArray | None:
         return support_mask(self.mask, shape, self.box, scale)
@@ -640,14 +751,22 @@ class _Job:
             for name, array in self.best.items():
                 setattr(self, name, array)
         poses = Poses(self.matrices, self.shifts)
+        no_signal, outlier = self._flags()
+        flagged = no_signal | outlier
+        used = ~flagged if self.exclude_flagged else np.ones(len(flagged), bool)
+        assert self.stack.half is not None
+        if self.exclude_flagged and len(np.unique(self.stack.half[used])) < 2:
+            raise ValueError(
+                f"{int(flagged.sum())} of {len(flagged)} particles are flagged: no half set is left"
+            )
         self.scale = 1.0
-        halves = self._normal_equations(poses)
+        halves = self._normal_equations(poses, None if used.all() else np.flatnonzero(used))
         whole = halves[0].plus(halves[1])
 
         def voxels(c: NDArray) -> NDArray:
             return self.window.synthesize(c, self.box)
 
-        final = voxels(self._map(whole, len(self.stack), self.maps[0], iterations=25))
+        final = voxels(self._map(whole, int(used.sum()), self.maps[0], iterations=25))
         support = self._support(whole.b.shape, 1.0)
         plain = []
         for q in halves:
@@ -657,26 +776,22 @@ class _Job:
         regularised: list[NDArray | None] = [None, None]
         if self.apart:
             regularised = [
-                voxels(self._map(q, rows.size, c, iterations=25))
+                voxels(self._map(q, int(used[rows].sum()), c, iterations=25))
                 for q, rows, c in zip(halves, self.members, self.maps, strict=True)
             ]
         curve = fsc(*plain, pixel_size=self.stack.pixel_size, mask=self.soft)
-        typical = float(np.median(self.score))
-        no_signal = (
-            self.score < max(_NOISE_SCORE, 0.35 * typical)
-            if self.history
-            else np.zeros(len(self.score), bool)
-        )
         notes = list(self.notes)
-        if no_signal.any():
-            notes.append(
-                f"{int(no_signal.sum())} of {len(no_signal)} images agree with the map no better than noise would:"
-                " leave them out"
-            )
+        done = "they are left out of the maps" if self.exclude_flagged else "leave them out"
+        for flag, text in (
+            (no_signal, "agree with the map no better than noise would"),
+            (outlier, "fit far worse than the others"),
+        ):
+            if flag.any():
+                notes.append(f"{int(flag.sum())} of {len(flag)} images {text}: {done}")
         if not self.apart:
             notes.append("the half sets shared one map while their poses were refined: their FSC is too good")
         return Refinement(
-            stack=dataclasses.replace(self.stack, poses=poses),
+            stack=dataclasses.replace(self.stack, poses=poses, ctf=self._ctf()),
             start=self.start,
             map=final,
             half1=regularised[0],
@@ -686,7 +801,9 @@ class _Job:
             fsc=curve,
             status=self.status,
             no_signal=no_signal,
+            outlier=outlier,
             score=self.score,
+            particle_scale=self.scales,
             angle_change=np.rad2deg(geodesic_distance(self.start.matrices, self.matrices)),
             shift_change=np.linalg.norm(self.shifts - self.start.shifts, axis=1),
             history=self.history,
@@ -738,6 +855,12 @@ def _split(stack: ParticleStack, half_maps: bool, rng: Any, notes: list[str]) ->
     if half_maps and not found:
         notes.append("no half sets in the input: the particles were split at random")
     return with_halves(stack, rng, [])  # its own notes are of poses that are not refined
+
+
+def _robust(values: NDArray) -> tuple[float, float]:
+    """Median, and the standard deviation of normal values with the same median of absolute differences from it."""
+    centre = float(np.median(values))
+    return centre, float(np.median(np.abs(values - centre)) / special.ndtri(0.75))
 
 
 def _alike(poses: Poses) -> bool:

@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import json
 import logging
+import subprocess
 
 import numpy as np
 import pytest
@@ -16,8 +17,10 @@ from invcryo.grid import centred_coordinates
 from invcryo.io import read_map, read_particles, read_star, write_map, write_particles
 from invcryo.metrics import fsc
 from invcryo.metrics.poses import PoseAlignment, pose_errors
+from invcryo.operators import ImageFilter, Projector
 from invcryo.operators.nufft import GridReader
-from invcryo.poses import STATUS, PoseFit, levenberg_marquardt
+from invcryo.poses import STATUS, PoseFit
+from invcryo.reconstruction import reconstruct
 from invcryo.refinement import refine
 from invcryo.rotation import geodesic_distance, random_rotations
 from invcryo.simulate import simulate_particles
@@ -52,6 +55,29 @@ def problem(n=200, seed=0, snr=2.0, error=0.5, shift=1.5, ctf=None):
     return dataclasses.replace(stack, images=images, poses=start), truth, stack.images.truth
 
 
+def filters_of(stack):
+    return None if stack.ctf is None else ImageFilter.from_ctf(stack.ctf, (N, N), PIXEL)
+
+
+def expected(stack, truth, volume):
+    """Median and 95 % quantile of the angles (degrees), and median of the shifts, of estimates as good as can be.
+
+    Cramer-Rao: normal errors whose covariance is the inverse of J^T W J, at the true poses and with the true map.
+    """
+    fit = PoseFit(KaiserBessel().analyze(volume), stack.images, filters=filters_of(stack), weights=[1.0])
+    root = np.linalg.cholesky(np.linalg.inv(fit.derivatives(truth).hessian))
+    drawn = np.einsum("kij,skj->ski", root, np.random.default_rng(0).standard_normal((200, len(truth), 5)))
+    angle = np.rad2deg(np.linalg.norm(drawn[..., :3], axis=-1))
+    return np.median(angle), np.quantile(angle, 0.95), np.median(np.linalg.norm(drawn[..., 3:], axis=-1))
+
+
+#: A shell counts as 2 FSC / (1 + FSC) of what it would with a map without noise, 1/2 or more where the FSC is over 1/3:
+#: no more than half of the information is lost, and errors grow by sqrt 2 at most. A fifth more for a median of 60
+#: particles or more, three of its standard deviations of 1.25 x 0.42 / sqrt(60) each.
+ROOM = 1.2 * 2**0.5
+#: The 5 degrees that the proof of concept asks for at 84 voxels, at the same arc of the edge of the object.
+FAR = 5 * 84 / N
+
 OPTIONS = {"init_lowpass": LOWPASS, "max_shift": 3.0, "progress": False}
 
 
@@ -70,17 +96,15 @@ def test_rough_poses_become_right(done):
     stack, truth, volume, result = done
     errors = pose_errors(result.poses, truth)
     assert np.median(pose_errors(stack.poses, truth).angle) > 15
-    # hardly worse than with the true map from the true poses
-    fit = PoseFit(KaiserBessel().analyze(volume), stack.images)
-    best = pose_errors(levenberg_marquardt(fit, truth).poses, truth)
-    assert np.median(errors.angle) < 1.5 * np.median(best.angle)
-    assert np.quantile(errors.angle, 0.95) < 2 * np.quantile(best.angle, 0.95)
-    assert (np.asarray(errors.angle) < 20).mean() >= 0.99
-    assert np.median(errors.shift_length) < 0.3
+    median, most, shift = expected(stack, truth, volume)
+    assert np.median(errors.angle) < ROOM * median
+    assert np.quantile(errors.angle, 0.95) < ROOM * most
+    assert np.median(errors.shift_length) < ROOM * shift
+    assert (errors.angle > FAR).mean() <= 0.005
     oracle = refine(dataclasses.replace(stack, poses=truth), volume, max_rounds=0, **OPTIONS)
     assert resolved(errors.alignment.volume(result.map), volume) >= resolved(oracle.map, volume) - 1
     assert result.stopped_by == "fsc" and result.status_counts["converged"] > 0.9 * len(stack)
-    assert not result.no_signal.any() and result.half1 is None
+    assert not result.flagged.any() and result.half1 is None
     bands = [h["band"] for h in result.history]
     assert bands == sorted(bands) and bands[0] == 5 and bands[-1] > 10
     assert any(h["searched"] > 0 for h in result.history)
@@ -94,11 +118,14 @@ def test_half_sets_stay_apart():
     stack, truth, volume = problem(n=160, ctf=(9000.0, 14000.0))
     result = refine(stack, volume, half_maps=True, max_rounds=6, **OPTIONS)
     first, second = (np.flatnonzero(stack.half == h) for h in (1, 2))
+    median, _, _ = expected(stack, truth, volume)
     for rows in (first, second):
-        errors = pose_errors(result.poses[rows], truth[rows])
-        assert np.median(errors.angle) < 6.0
-    assert np.median(pose_errors(result.poses, truth).angle) < 6.0
-    assert result.fsc.resolution(0.143) < 12.0 and result.half2_noreg.shape == (N, N, N)
+        assert np.median(pose_errors(result.poses[rows], truth[rows]).angle) < ROOM * median
+    assert np.median(pose_errors(result.poses, truth).angle) < ROOM * median  # in one frame
+    true = dataclasses.replace(stack, poses=truth)
+    oracle = refine(true, volume, half_maps=True, max_rounds=0, **OPTIONS)
+    shells = [N * PIXEL / r.fsc.resolution(0.143) for r in (result, oracle)]
+    assert shells[0] >= shells[1] - 1 and result.half2_noreg.shape == (N, N, N)
     assert not any("too good" in note for note in result.warnings)
     images = stack.images.copy()
     images[second] = images[second][::-1]
@@ -126,6 +153,8 @@ def test_half_maps_share_a_frame():
         True,
         3.0,
         priors,
+        False,
+        False,
         None,
         0,
         False,
@@ -152,7 +181,9 @@ def test_from_no_poses_at_all():
     result = refine(
         lost, volume, search="global", init_lowpass=16.0, max_shift=3.0, max_rounds=5, progress=False
     )
-    assert (np.asarray(pose_errors(result.poses, truth).angle) < 8).mean() > 0.9
+    errors = pose_errors(result.poses, truth)
+    assert np.median(errors.angle) < ROOM * expected(stack, truth, volume)[0]
+    assert (errors.angle > FAR).sum() <= 1
     assert result.history[0]["searched"] >= 1.0
 
 
@@ -184,17 +215,49 @@ def test_interrupted_and_resumed_is_the_same(tmp_path, monkeypatch):
     assert cut.stopped_by == "interrupt" and len(cut.history) == 2
 
 
-def test_noise_is_flagged_and_not_forced(done):
-    stack, _, volume, _ = done
-    rng = np.random.default_rng(1)
-    images = stack.images[:100].copy()
-    junk = np.arange(0, 100, 10)
-    images[junk] = rng.standard_normal((10, N, N)).astype(np.float32)
-    result = refine(dataclasses.replace(stack[:100], images=images), volume, **OPTIONS)
-    assert result.no_signal[junk].sum() >= 9
-    good = np.setdiff1d(np.arange(100), junk)
-    assert result.no_signal[good].sum() <= 2
-    assert any("no better than noise" in note for note in result.warnings)
+def test_noise_and_dark_particles_are_flagged_and_not_forced(done):
+    """What a particle scores here, |H c| = 45 standard deviations, is far from all thresholds."""
+    stack, truth, volume, _ = done
+    rows, images = np.arange(100), stack.images[:100].copy()
+    junk, dark = rows % 12 == 0, rows % 19 == 5
+    images[junk] = np.random.default_rng(1).standard_normal((junk.sum(), N, N))
+    images[dark] *= -1
+    result = refine(dataclasses.replace(stack[rows], images=images), volume, exclude_flagged=True, **OPTIONS)
+    assert np.array_equal(result.flagged, junk | dark) and result.no_signal[junk].all()
+    assert not (result.no_signal & result.outlier).any()
+    assert any("left out of the maps" in note for note in result.warnings)
+    # the others are as good as alone, and the map is made of them
+    sound = rows[~junk & ~dark]
+    errors = pose_errors(result.poses[sound], truth[sound])
+    assert np.median(errors.angle) < ROOM * expected(stack, truth, volume)[0]
+    mine = refine(result.stack[sound], volume, max_rounds=0, **OPTIONS)
+    curves = [
+        fsc(errors.alignment.volume(m), volume, pixel_size=PIXEL).correlation for m in (result.map, mine.map)
+    ]
+    # the solver starts from other maps
+    assert np.abs(curves[0] - curves[1])[1:13].max() < 0.01
+
+
+def test_particle_scales():
+    """Known contrasts come back as well as one image tells its own, and the map is the better for them."""
+    stack, truth, volume = problem(n=150, ctf=(9000.0, 14000.0))
+    scale = np.random.default_rng(3).uniform(0.5, 1.5, len(stack)).astype(np.float32)
+    noise = np.random.default_rng(4).standard_normal(stack.images.shape).astype(np.float32)
+    clean = filters_of(stack)(Projector(truth, KaiserBessel(), N)(KaiserBessel().analyze(volume)))
+    # poses are known: what is tested is the scale
+    varied = dataclasses.replace(stack, images=scale[:, None, None] * clean + noise, poses=truth)
+    result = refine(varied, volume, particle_scale=True, max_rounds=3, **OPTIONS)
+    assert result.particle_scale.mean() == pytest.approx(1, abs=1e-6) and not result.flagged.any()
+    assert np.array_equal(result.stack.ctf.scale, result.particle_scale)
+    error = result.particle_scale * scale.mean() - scale
+    # in units of what an image tells of its own; a mean of 150 squares varies by 12 %, three times that is in the ROOM
+    assert np.sqrt(np.mean(error**2 * (clean**2).sum(axis=(1, 2)))) < ROOM
+    plain = refine(varied, volume, max_rounds=3, **OPTIONS)
+    assert (plain.particle_scale == 1).all()
+    curves = [fsc(r.map, volume, pixel_size=PIXEL).correlation[1:] for r in (result, plain)]
+    assert curves[0].sum() > curves[1].sum()
+    with pytest.raises(ValueError, match="factor of the CTF"):
+        refine(dataclasses.replace(varied, ctf=None), volume, particle_scale=True, **OPTIONS)
 
 
 def test_symmetric_particles_are_searched_in_their_asymmetric_unit():
@@ -202,16 +265,17 @@ def test_symmetric_particles_are_searched_in_their_asymmetric_unit():
     one = molecule(seed=8)
     two = one + np.roll(one[:, ::-1, ::-1], 1, axis=(1, 2))
     stack = simulate_particles(two, 120, PIXEL, snr=2.0, shift_px=1.0, defocus_angstrom=None, rng=4)
-    truth = stack.poses
+    truth, volume = stack.poses, stack.images.truth
     off = np.rad2deg(np.random.default_rng(1).uniform(-0.4, 0.4, (3, 120)))
     start = Poses.from_euler_deg(*(np.stack(truth.euler_deg()) + off))
     stack = dataclasses.replace(stack, images=np.asarray(stack.images[:]), poses=start)
     result = refine(stack, two, symmetry="C2", max_rounds=6, **OPTIONS)
-    assert np.median(pose_errors(result.poses, truth, "C2").angle) < 3.0
-    assert (
-        np.corrcoef(result.map.ravel(), np.roll(result.map[:, ::-1, ::-1], 1, axis=(1, 2)).ravel())[0, 1]
-        > 0.95
-    )
+    assert np.median(pose_errors(result.poses, truth, "C2").angle) < ROOM * expected(stack, truth, volume)[0]
+    # least squares are symmetric to the tolerance of the interpolation; the differences of a regulariser, which are
+    # one-sided, are not
+    plain = refine(result.stack, two, symmetry="C2", max_rounds=0, reg="none", **OPTIONS).map
+    turned = np.roll(plain[:, ::-1, ::-1], 1, axis=(1, 2))
+    assert np.linalg.norm(plain - turned) < 1e-3 * np.linalg.norm(plain)
 
 
 # -- bad input ------------------------------------------------------------------------------------------------
@@ -240,15 +304,6 @@ def test_dark_particles_are_told(done):
     stack, _, volume, _ = done
     with pytest.raises(ValueError, match="contrast='dark'"):
         refine(dataclasses.replace(stack[:40], images=-stack.images[:40]), volume, **OPTIONS)
-
-
-def test_a_few_dark_particles_score_low(done):
-    stack, _, volume, _ = done
-    images = stack.images[:80].copy()
-    images[::16] *= -1
-    result = refine(dataclasses.replace(stack[:80], images=images), volume, max_rounds=5, **OPTIONS)
-    dark = np.arange(80) % 16 == 0
-    assert result.score[dark].max() < np.quantile(result.score[~dark], 0.1)
 
 
 def test_an_empty_half_and_a_broken_image(done):
@@ -283,8 +338,8 @@ def test_a_reference_of_the_other_hand():
         stack, mirrored, search="global", init_lowpass=12.0, max_shift=3.0, max_rounds=4, progress=False
     )
     errors = pose_errors(result.poses, truth)
-    assert errors.alignment.hand == -1 and np.median(errors.angle) < 4.0
-    assert resolved(errors.alignment.volume(result.map), volume) > 8
+    assert errors.alignment.hand == -1 and np.median(errors.angle) < ROOM * expected(stack, truth, volume)[0]
+    assert resolved(errors.alignment.volume(result.map), volume) > N * PIXEL / 12.0  # of the first map
 
 
 # -- the command ----------------------------------------------------------------------------------------------
@@ -292,7 +347,9 @@ def test_a_reference_of_the_other_hand():
 
 def test_command(cli, tmp_path, caplog):
     """Files, RELION's columns, and the table of rounds."""
-    stack, truth, volume = problem(n=90)
+    stack, truth, volume = problem(n=90, ctf=(9000.0, 14000.0))
+    junk = np.isin(np.arange(90), (8, 50))
+    stack.images[junk] = np.random.default_rng(0).standard_normal((2, N, N))
     names = np.array([f"{i:06d}@particles.mrcs" for i in range(1, 91)])
     table = {"rlnImageName": names, "rlnGroupName": np.array([f"group_{i % 3}" for i in range(90)])}
     star, ref = tmp_path / "particles.star", tmp_path / "initial.mrc"
@@ -311,32 +368,77 @@ def test_command(cli, tmp_path, caplog):
         3,
     )
     with caplog.at_level(logging.CRITICAL):
-        code, out, err = cli(*words, "--half-maps", "--max-rounds", 5, "--json")
+        code, out, err = cli(*words, "--half-maps", "--max-rounds", 4, "--json", "--particle-scale")
     assert code == 0, err
     assert "their FSC flatters" in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
     report = json.loads(out)
     assert (
         report["views"]["efficiency"] > 0.9
         and report["particles"] == 90
-        and len(report["rounds"]) == 5
+        and len(report["rounds"]) == 4
         and report["stopped_by"] == "max_rounds"
     )
     for name in ("map", "half1", "half2", "half1_noreg", "half2_noreg"):
         written = read_map(tmp_path / "run" / f"{name}.mrc")
         assert written.data.shape == (N, N, N) and written.pixel_size == pytest.approx(PIXEL)
     refined = read_particles(tmp_path / "run" / "particles_refined.star")
-    assert np.median(pose_errors(refined.poses, truth).angle) < 5
+    errors = pose_errors(refined.poses[~junk], truth[~junk])
+    assert np.median(errors.angle) < ROOM * expected(stack, truth, volume)[0]
     columns = read_star(tmp_path / "run" / "particles_refined.star")["particles"]
     assert list(columns["rlnGroupName"]) == list(table["rlnGroupName"])
     assert (np.asarray(refined.half) == stack.half).all()
+    assert (columns["rlnSelected"].astype(int) == ~junk).all()
     rows = list(csv.DictReader((tmp_path / "run" / "particles.csv").open()))
     assert len(rows) == 90 and {r["status"] for r in rows} <= set(STATUS)
-    assert len(list(csv.DictReader((tmp_path / "run" / "rounds.csv").open()))) == 5
+    assert [i for i, r in enumerate(rows) if r["no_signal"] == "1"] == [8, 50] and report["no_signal"] == 2
+    assert np.allclose([float(r["scale"]) for r in rows], refined.ctf.scale, rtol=1e-3)
+    assert refined.ctf.scale[junk].tolist() == [1, 1] and np.ptp(refined.ctf.scale) > 0
+    assert len(list(csv.DictReader((tmp_path / "run" / "rounds.csv").open()))) == 4
     pictures = {p.name for p in (tmp_path / "run").glob("*.png")}
     assert {"fsc.png", "slices.png", "angle_changes.png", "shift_changes.png", "resolution.png"} <= pictures
     assert not (tmp_path / "run" / "unfinished.npz").exists()
+    again = ("refine", tmp_path / "run" / "particles_refined.star", *words[2:-4], "-o", tmp_path / "again")
+    code, out, err = cli(*again, "--max-rounds", 1, "--exclude-flagged")
+    assert code == 0 and "2 without signal, left out" in out, err
+    assert len(read_particles(tmp_path / "again" / "particles_refined.star")) == 88
     code, _, err = cli("refine", star, "--ref", ref, "--i", star, "-o", tmp_path / "x")
     assert code == 2 and "once" in err
     write_map(ref, volume, 2.0)
     code, _, err = cli("refine", star, "--ref", ref, "-o", tmp_path / "y")
     assert code == 1 and "2 angstrom" in err
+
+
+@pytest.mark.relion
+def test_relion_reads_the_refined_particles(cli, relion, tmp_path):
+    """relion_reconstruct makes the map from particles_refined.star that our least squares make, scales included."""
+    stack, truth, volume = problem(n=150, ctf=(9000.0, 14000.0))
+    star, ref = tmp_path / "particles.star", tmp_path / "initial.mrc"
+    write_particles(star, stack, stack_path=tmp_path / "particles.mrcs")
+    write_map(ref, volume, PIXEL)
+    words = ["--ref", ref, "--init-lowpass", LOWPASS, "--max-shift", 3, "--max-rounds", 4, "--quiet"]
+    assert cli("refine", star, *words, "-o", tmp_path / "run", "--particle-scale")[0] == 0
+    refined = read_particles(tmp_path / "run" / "particles_refined.star", data_dir=tmp_path)
+
+    def reconstructed(particles):
+        done = subprocess.run(
+            ["relion_reconstruct", "--i", particles, "--o", "relion.mrc", "--ctf"],
+            cwd=tmp_path, capture_output=True, text=True, timeout=300,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr[-1000:]
+        return read_map(tmp_path / "relion.mrc", pixel_size=PIXEL).data
+
+    theirs = reconstructed("run/particles_refined.star")
+    ours = reconstruct(refined, reg="none", progress=False).map
+    alignment = pose_errors(refined.poses, truth).alignment
+    curves = [fsc(alignment.volume(m), volume, pixel_size=PIXEL) for m in (ours, theirs)]
+    # made of the same noise, they are nearer to each other than to the truth, in every shell
+    same = fsc(theirs, ours, pixel_size=PIXEL).correlation
+    assert (same >= np.minimum(*(c.correlation for c in curves))).all()
+    shells = [N * PIXEL / c.resolution(0.5) for c in curves]
+    assert shells[1] > shells[0] - 2
+    # scales are factors of the CTF to RELION as well
+    twice = dataclasses.replace(refined.ctf, scale=2 * refined.ctf.scale)
+    write_particles(tmp_path / "twice.star", dataclasses.replace(refined, ctf=twice))
+    assert np.vdot(reconstructed("twice.star"), theirs) / np.vdot(theirs, theirs) == pytest.approx(
+        0.5, abs=0.01
+    )

@@ -291,7 +291,9 @@ def write_refine_page(
     add_pictures(page, folder, _REFINE)
     page.section("Numbers")
     poses = {f"poses: {name}": k for name, k in report["status"].items() if k}
-    page.facts({**_views(report.get("views")), **poses, "images without signal": report["no_signal"]})
+    flags = {"images without signal": report["no_signal"], "outliers": report["outliers"]}
+    used = {"particles in the maps": report["particles_in_maps"]}
+    page.facts({**_views(report.get("views")), **poses, **flags, **used})
     if result.history:
         page.section("Rounds")
         page.table(

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 import csv
+import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -63,15 +64,19 @@ DIR receives
   map.mrc                  the regularised map of all particles
   half1.mrc, half2.mrc     with --half-maps: of the half sets, which were refined apart; half1_noreg.mrc,
                            half2_noreg.mrc, the same by least squares
-  particles_refined.star   the particles with new poses; RELION reads it, and every other column is kept
+  particles_refined.star   the particles with new poses; RELION reads it, and every other column is kept. rlnSelected
+                           is 0 for flagged ones; rlnCtfScalefactor holds the scales of --particle-scale
   fsc.xml, fsc.star        FSC of the unregularised half sets
-  particles.csv            of each particle: status, score, change of angle and shift
+  particles.csv            of each particle: status, flags, score, scale, change of angle and shift
   rounds.csv               round by round; resolution.png, the same as a curve
   angle_changes.png, shift_changes.png, fsc.png, slices.png
   run.json                 options, versions, inputs, times
 
 Quote the FSC of the unregularised half sets that were refined apart (--half-maps), which is fsc.xml. half1.mrc and
 half2.mrc share their prior: their FSC is too good, and tells no resolution.
+
+Flagged are images that agree with the map no better than noise would (no_signal), and others that fit it far worse
+than the rest, such as dark ones or particles in a wrong pose (outlier).
 
 After each round the state is kept in DIR (unfinished.npz) until the maps are there: a run that was cut short goes on
 from there, to the same result, when the same command is given again.
@@ -138,6 +143,14 @@ def add_parser(commands: Any) -> None:
         metavar="X",
         help="weight of R in its natural unit; default: 0.3",
     )
+    problem.add_argument(
+        "--particle-scale", action="store_true", help="estimate a contrast of each particle, and use it"
+    )
+    problem.add_argument(
+        "--exclude-flagged",
+        action="store_true",
+        help="leave flagged particles out of the final maps and of particles_refined.star; particles.csv names them",
+    )
     problem.add_argument("--max-rounds", type=natural, default=40, metavar="N", help="default: 40")
 
     job = parser.add_argument_group("the job")
@@ -189,6 +202,8 @@ def solve(args: argparse.Namespace, stack: ParticleStack, console: Console, fold
             max_shift=args.max_shift,
             prior_angle=math.inf if args.prior_angle is None else math.radians(args.prior_angle),
             prior_shift=math.inf if args.prior_shift is None else args.prior_shift,
+            particle_scale=args.particle_scale,
+            exclude_flagged=args.exclude_flagged,
             max_rounds=args.max_rounds,
             checkpoint=checkpoint,
             rng=args.seed,
@@ -225,7 +240,10 @@ def save(
             volume = getattr(result, name)
             if volume is not None:
                 write_map(staging / f"{name}.mrc", volume, result.pixel_size, label=name)
-        write_particles(staging / "particles_refined.star", result.stack)
+        selected = (~result.flagged).astype(int)
+        stack = dataclasses.replace(result.stack, table={**result.stack.table, "rlnSelected": selected})
+        kept = np.flatnonzero(selected) if args.exclude_flagged else slice(None)
+        write_particles(staging / "particles_refined.star", stack[kept])
         write_fsc_xml(staging / "fsc.xml", result.fsc)
         write_fsc_star(staging / "fsc.star", result.fsc)
         _write_tables(staging, result)
@@ -242,6 +260,8 @@ def save(
             "status": result.status_counts,
             "views": describe_views(result.poses, symmetry=args.sym),
             "no_signal": int(result.no_signal.sum()),
+            "outliers": int(result.outlier.sum()),
+            "particles_in_maps": len(result.stack) - int(result.flagged.sum()) * args.exclude_flagged,
             "median_angle_change_degrees": float(np.median(result.angle_change)),
             "median_shift_change_pixels": float(np.median(result.shift_change)),
             "seconds": result.seconds,
@@ -264,7 +284,7 @@ def save(
                     f"{100 * max((h['searched'] for h in result.history), default=0):.0f} % at most in a round",
                 ),
                 ("poses", ", ".join(f"{k} {name}" for name, k in unsound.items()) or "all converged"),
-                ("no signal", result.no_signal.sum() or None),
+                ("flagged", _flagged(result, args.exclude_flagged) or None),
                 ("resolution at FSC 0.143", f"{resolution_text(result.fsc, 0.143)}, {halves}"),
                 ("time", f"{report['wall_seconds']:.1f} s on {count(report['threads'], 'thread')}"),
             ]
@@ -278,26 +298,30 @@ def save(
     return EXIT_DONE, report
 
 
+def _flagged(result: Refinement, excluded: bool) -> str:
+    counts = {"without signal": result.no_signal.sum(), "outliers": result.outlier.sum()}
+    text = ", ".join(f"{k} {name}" for name, k in counts.items() if k)
+    return f"{text}, left out" if text and excluded else text
+
+
 def _write_tables(folder: Path, result: Refinement) -> None:
     from ..io.atomic import atomic_open
     from ..poses import STATUS
 
     with atomic_open(folder / "particles.csv", "w", encoding="utf-8", newline="") as file:
         table = csv.writer(file)
-        table.writerow(
-            ("particle", "status", "no_signal", "score", "angle_change_degrees", "shift_change_pixels")
-        )
-        for i, status in enumerate(result.status):
-            table.writerow(
-                (
-                    i + 1,
-                    STATUS[status],
-                    int(result.no_signal[i]),
-                    f"{result.score[i]:.4g}",
-                    f"{result.angle_change[i]:.4f}",
-                    f"{result.shift_change[i]:.4f}",
-                )
-            )
+        columns: dict[str, Iterable[Any]] = {
+            "particle": range(1, len(result.status) + 1),
+            "status": [STATUS[i] for i in result.status],
+            "no_signal": result.no_signal.astype(int),
+            "outlier": result.outlier.astype(int),
+            "score": [f"{v:.4g}" for v in result.score],
+            "scale": [f"{v:.4g}" for v in result.particle_scale],
+            "angle_change_degrees": [f"{v:.4f}" for v in result.angle_change],
+            "shift_change_pixels": [f"{v:.4f}" for v in result.shift_change],
+        }
+        table.writerow(columns)
+        table.writerows(zip(*columns.values(), strict=True))
     with atomic_open(folder / "rounds.csv", "w", encoding="utf-8", newline="") as file:
         table = csv.writer(file)
         flat = [
