@@ -33,6 +33,7 @@ __all__ = [
 FLOOR = 0.03
 
 _SPLIT = 0.1  # first penalty of images that are a variable of their own, against the 1 of the data term
+_LEAST_GAP = 1e-6  # an estimate in single precision resolves no less
 
 
 def _wavelet(shape: tuple[int, ...]) -> Cost:
@@ -201,8 +202,8 @@ def regularised_map(
     support : ndarray of bool, optional
         Coefficients outside are zero.
     tolerance : float
-        Stop when the objective is this close to its minimum, relative to the part of the data's energy that the
-        noise can put into the map, or to 0.3 of the energy that the map explains if that is less.
+        Stop when the objective is this close to its minimum, relative to the part of what the map leaves unexplained
+        that noise can put into it, or to 0.3 of the energy that the map explains if that is less.
     x0 : ndarray, optional
         Start; by default half the resolution, or zero.
     apart : (f, H), optional
@@ -228,11 +229,10 @@ def regularised_map(
         cost = cost + Support(support, nonnegative=positivity)
     elif positivity:
         cost = cost + NonNegative()
-    noise = _share(data, support, n_pixels) * data.c
     result = run(
         admm(cost, x0=x0) if apart is None else admm_apart(cost, data, *apart, x0),
         max_iter,
-        stop=_near_minimum(tolerance, noise, data.c),
+        stop=_near_minimum(tolerance, _share(data, support, n_pixels), data.c),
         label=label,
         progress=progress,
     )
@@ -286,12 +286,18 @@ def _below_noise(fraction: float, share: float, empty: float) -> Callable[[State
     return rule
 
 
-def _near_minimum(tolerance: float, noise: float, empty: float) -> Callable[[State], bool]:
-    """Whether the gap, an estimate relative to the energy of the map, is small beside what noise changes."""
+def _near_minimum(tolerance: float, share: float, empty: float) -> Callable[[State], bool]:
+    """Whether the gap, an estimate relative to the energy of the map, is small beside what noise changes.
+
+    The objective bounds the energy of the noise: closely where noise is most of the data, and not by far too much where
+    there is little of it.
+    """
 
     def rule(state: State) -> bool:
-        energy = max(empty - state.info["objective"], 1e-300)
-        return state.info["gap"] <= tolerance * min(0.3, noise / energy)
+        objective = max(state.info["objective"], 0.0)
+        energy = abs(empty - objective)
+        near = tolerance * min(0.3 * energy, share * objective)
+        return state.info["gap"] * energy <= max(near, _LEAST_GAP * energy)
 
     rule.__name__ = f"gap_below({tolerance:g})"
     return rule

@@ -5,7 +5,7 @@ import pytest
 
 from invcryo.backend import norm
 from invcryo.operators import Gradient
-from invcryo.stet import hold_out, reconstruction
+from invcryo.stet import add_poisson_noise, hold_out, image_sampling, reconstruction
 from invcryo.stet.reconstruction import (
     METHODS,
     _search,
@@ -14,6 +14,7 @@ from invcryo.stet.reconstruction import (
     reconstruct_series,
     series_model,
 )
+from invcryo.studies.simulated_series import simulated_cell
 from invcryo.window import KaiserBessel
 
 SHAPE, ANGLES = (12, 32, 32), np.deg2rad(np.arange(-66, 67, 6.0))
@@ -164,14 +165,30 @@ def test_without_noise():
     ball = (np.sqrt((1.6 * z) ** 2 + (y - 2) ** 2 + (x + 1) ** 2) < 8).astype(np.float32)
     A, place = series_model(ANGLES, SHAPE, SHAPE[1:], window=WINDOW)
     images, truth = place.H(A(ball)), WINDOW.synthesize(ball)
-    options = {"thickness": 12, "tolerance": 1e-3, "progress": False}
+    options = {"thickness": 12, "progress": False}
     found = reconstruct_series(images, ANGLES, **options)
     by_hand = [
         error(reconstruct_series(images, ANGLES, lam=lam, **options).volume, truth)
         for lam in (found.lam / 16, found.lam / 4, found.lam, 4 * found.lam, 16 * found.lam)
     ]
-    assert error(found.volume, truth) < 1.1 * min(by_hand) and by_hand[-1] > 1.5 * min(by_hand)
+    # held-out pixels are predicted to 0.2 % by the three smallest of the five: they can hardly tell them apart
+    assert error(found.volume, truth) < 0.015 and error(found.volume, truth) < 2 * min(by_hand)
     assert len(found.info["trials"]) <= 10 and not found.notes
+
+
+def test_more_measured_pixels_are_worth_more():
+    """With little noise too it goes on to the minimum, where all pixels tell more than half of them."""
+    series, cell = simulated_cell((24, 32, 32), angles_deg=np.arange(-60.0, 61.0, 4.0))
+    noisy = add_poisson_noise(series, 100.0, rng=0)
+    half = image_sampling(series.images.shape, 0.5, rng=0).apply(noisy)
+    options = {"thickness": series.thickness, "axis": series.axis, "progress": False}
+    a = reconstruct_series(half.images, half.angles, mask=half.mask, **options)
+    b = reconstruct_series(noisy.images, noisy.angles, **options)
+    assert error(b.volume, cell) < error(a.volume, cell)
+    exact = reconstruct_series(
+        noisy.images, noisy.angles, lam=b.lam, **options | {"tolerance": 1e-4, "max_iter": 500}
+    )
+    assert norm(b.volume - exact.volume) < 0.3 * norm(exact.volume - cell)
 
 
 @pytest.mark.filterwarnings("ignore:.*stopped at max_iter")

@@ -267,8 +267,7 @@ def reconstruct_series(
         Let the projections be a variable of their own in "tv" and "wavelet", so that the linear equations have the
         Toeplitz kernel of ``H^T H`` whatever the mask. The same map by another way, in twice the iterations.
     tolerance, max_iter
-        As in `regularised_map`; "sirt" takes ``max_iter`` iterations at most. Images without noise are worth a smaller
-        tolerance.
+        As in `regularised_map`; "sirt" takes ``max_iter`` iterations at most.
     rng : seed or Generator
         Draws the pixels that are held out.
     """
