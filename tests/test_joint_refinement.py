@@ -113,6 +113,12 @@ def test_rough_poses_become_right(done):
     assert np.allclose(result.angle_change, turns)
 
 
+def test_units_of_the_first_map_do_not_matter(done):
+    stack, _, volume, _ = done
+    one, other = (refine(stack[:60], k * volume, max_rounds=0, **OPTIONS).map for k in (1.0, 50.0))
+    assert np.linalg.norm(one - other) < 1e-3 * np.linalg.norm(one)
+
+
 def test_half_sets_stay_apart():
     """Each with its own map: what happens to one half changes nothing in the other."""
     stack, truth, volume = problem(n=160, ctf=(9000.0, 14000.0))
