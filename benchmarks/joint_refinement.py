@@ -110,7 +110,6 @@ def run(volume: NDArray, case: Case, seed: int) -> dict[str, Any]:
     result = refine(stack, true_map, init_lowpass=lowpass, max_shift=1.5 * case.shift + 1.0, progress=False)
     cpu = time.process_time() - begun
     true = dataclasses.replace(stack, poses=truth)
-    # of the same first map: it is where the solver starts
     oracle = refine(true, true_map, init_lowpass=lowpass, max_rounds=0, progress=False)
     return {"cpu_seconds": cpu, **figures(result, truth, true_map, oracle.map)}
 

@@ -23,7 +23,6 @@ from numpy.typing import NDArray
 from scipy import special
 from scipy.spatial.transform import Rotation
 
-from .backend import inner
 from .checkpoint import Checkpoint
 from .costs import Cost, LeastSquares, Quadratic
 from .ctf import CTF
@@ -723,9 +722,8 @@ class _Job:
         shape = q.b.shape
         scale = self.box / shape[0]
         support = self._support(shape, scale)
-        x0 = earlier if earlier.shape == shape else None
-        if x0 is not None and not self.history:  # the first map is in units of its own
-            x0 = x0 * float(max(inner(q.b, x0), 0.0) / max(inner(x0, q.Q(x0)), 1e-300))
+        # never from the first map, which would be left in what no image tells, and is in units of its own
+        x0 = earlier if self.history and earlier.shape == shape else None
         if iterations is None:
             iterations = 15 if x0 is None else 8
         with warnings.catch_warnings():
