@@ -1,4 +1,4 @@
-"""Side by side with RELION, on stacks that it projected itself: 128 pixels, 1000 views, astigmatic CTF, shifts."""
+"""Side by side with RELION, on stacks that it projected itself: 64 pixels, 500 views, astigmatic CTF, shifts."""
 
 import json
 import subprocess
@@ -17,7 +17,7 @@ from invcryo.simulate import gaussian_beads
 
 pytestmark = pytest.mark.relion
 
-BOX, VIEWS, PIXEL_SIZE = 128, 1000, 2.0
+BOX, VIEWS, PIXEL_SIZE = 64, 500, 2.0
 SHELLS = slice(1, int(0.8 * BOX / 2) + 1)
 
 

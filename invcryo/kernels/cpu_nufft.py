@@ -313,10 +313,15 @@ def fill_margins(grid, margin, planes, ny, nx):
         plane = grid[margin + z]
         for y in range(margin, margin + ny):
             row = plane[y]
-            row[:margin] = row[nx : nx + margin]
-            row[margin + nx :] = row[margin : row.size - nx]
-        plane[:margin] = plane[ny : ny + margin]
-        plane[margin + ny :] = plane[margin : plane.shape[0] - ny]
+            for x in range(margin):  # assignments of slices take four times as long to compile
+                row[x] = row[x + nx]
+            for x in range(margin + nx, row.size):
+                row[x] = row[x - nx]
+        for y in range(plane.shape[0]):
+            if y < margin or y >= margin + ny:
+                row, source = plane[y], plane[y + ny if y < margin else y - ny]
+                for x in range(row.size):
+                    row[x] = source[x]
     last = margin + planes - 1
     for k in prange(2 * margin):
         i = np.int64(k) // 2 + 1  # the loop index is unsigned
