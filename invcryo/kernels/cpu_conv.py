@@ -1,8 +1,10 @@
 """Numba loops of the networks: convolutions, pooling, Adam. Channels last, odd kernels, zeros beyond the border.
 
-A convolution is a product of matrices, whose left factor holds the neighbourhood of each pixel. Every thread makes it
-for a block of image rows in a scratch array of its own that stays in the second cache, and calls BLAS on it, which must
-be held at one thread. Blocks and the parts of sums do not depend on the number of threads, nor do the results.
+A convolution is a product of matrices, whose left factor holds the neighbourhoods of the pixels. It is never made: of a
+copy of some image rows with their border, a neighbourhood is ``kernel`` runs of ``kernel channels`` entries, which the
+product of `cpu_tile` reads where they are. Blocks of rows stay in the cache; no result depends on the number of
+threads. In single precision the error grows with the length of the sums, to 1e-6 of the norm for 512 channels, and for
+the gradient of filters that sixteen images of 128 pixels give.
 """
 
 import math
@@ -11,15 +13,19 @@ from typing import Any
 import numpy as np
 from numba import njit, prange
 
+from .cpu_tile import ROWS, columns_times, rows_times, width
+
 _options: dict[str, Any] = {"cache": True, "nogil": True}
-_SCRATCH = 1 << 17  # entries
+_SCRATCH = 1 << 14  # entries
+_LARGE = 1 << 14  # entries of filters, from which threads share them and not the pixels
 
 
 @njit(**_options)
-def _block_rows(rows, width, length):
-    """Image rows per block: what the scratch holds; blocks enough for a few threads, of 64 pixels at least."""
-    enough = max((rows + 3) // 4, (63 + width) // width)
-    return max(1, min(_SCRATCH // (width * length), enough))
+def _empty(count, like):
+    """Entries that begin with a line of the cache."""
+    memory = np.empty(count + 64 // like.itemsize, like.dtype)
+    skip = (-memory.ctypes.data % 64) // like.itemsize
+    return memory[skip : skip + count]
 
 
 @njit(**_options)
@@ -31,125 +37,162 @@ def _copy(source, start, count, target, place):
 
 
 @njit(**_options)
-def _clear(count, target, place):
-    j = np.uint64(place)
+def _add(source, start, count, target, place):
+    i, j = np.uint64(start), np.uint64(place)
     for c in range(np.uint64(count)):
-        target[j + c] = 0
+        target[j + c] += source[i + c]
 
 
 @njit(**_options)
-def _gather(x, kernel, first, last, scratch):
-    """Neighbourhoods of the pixels of image rows ``first`` to ``last``, counted through the stack."""
+def _scratch(x, reach, step):
+    """For `_bordered`: of ``step`` image rows, and room for what a last tile reads too much."""
+    line = (x.shape[2] + 2 * reach) * x.shape[3]
+    bordered = _empty((step + 2 * reach * (step // x.shape[1] + 2)) * line + ROWS, x)
+    bordered[-ROWS:] = 0
+    return bordered, np.zeros(step * x.shape[2] + ROWS, np.int64)
+
+
+@njit(**_options)
+def _bordered(x, reach, first, last, out, places):
+    """Image rows ``first`` to ``last``, counted through the stack, their neighbours, and a border of zeros.
+
+    ``places`` are where the neighbourhoods of the pixels begin. Returns the number of pixels.
+    """
     _, height, width, channels = x.shape
     flat = x.reshape(-1)
-    reach = kernel // 2
-    run = kernel * channels
-    length = kernel * run
+    tall = height + 2 * reach
+    run, edge = width * channels, reach * channels
+    line = run + 2 * edge
+    top = first + 2 * reach * (first // height)
+    target = 0
+    for row in range(top, last + 2 * reach * ((last - 1) // height + 1)):
+        b = row // tall
+        y = row - b * tall - reach
+        if 0 <= y < height:
+            out[target : target + edge] = 0
+            _copy(flat, (b * height + y) * run, run, out, target + edge)
+            out[target + edge + run : target + line] = 0
+        else:
+            out[target : target + line] = 0
+        target += line
+    k = 0
     for row in range(first, last):
-        y = row % height
-        for dy in range(kernel):
-            target = (row - first) * width * length + dy * run
-            if y + dy < reach or y + dy - reach >= height:
-                for _ in range(width):
-                    _clear(run, scratch, target)
-                    target += length
-                continue
-            source = (row + dy - reach) * width * channels
-            for j in range(width):
-                left = max(0, reach - j)
-                right = max(0, j + reach + 1 - width)
-                if left + right == 0 and run < 16:  # shorter than the start of a vector loop
-                    place = source + (j - reach) * channels
-                    for c in range(run):
-                        scratch[target + c] = flat[place + c]
-                elif left + right == 0:
-                    _copy(flat, source + (j - reach) * channels, run, scratch, target)
-                else:
-                    _clear(left * channels, scratch, target)
-                    inside = max(0, kernel - left - right) * channels
-                    _copy(
-                        flat,
-                        source + (j - reach + left) * channels,
-                        inside,
-                        scratch,
-                        target + left * channels,
-                    )
-                    _clear(right * channels, scratch, target + run - right * channels)
-                target += length
+        start = (row + 2 * reach * (row // height) - top) * line
+        for j in range(width):
+            places[k] = start + j * channels
+            k += 1
+    places[k : k + ROWS] = 0
+    return k
 
 
 @njit(**_options)
-def _conv_blocks(x, weights, kernel, start, stop, step, rows, flat):
-    length, filters = weights.shape
-    width = x.shape[2]
-    scratch = np.empty(step * width * length, x.dtype)
+def _panel(b, first, rows, columns, f, wide, out, place):
+    """Columns ``f`` to ``f + wide`` of some rows of a matrix, zeros beyond its last."""
+    count = min(wide, columns - f)
+    for row in range(first, first + rows):
+        if count < wide:
+            out[place : place + wide] = 0
+        _copy(b, row * columns + f, count, out, place)
+        place += wide
+
+
+@njit(**_options)
+def _conv_blocks(x, panels, kernel, wide, start, stop, step, rows, filters, flat):
+    line, run = (x.shape[2] + kernel - 1) * x.shape[3], kernel * x.shape[3]
+    bordered, places = _scratch(x, kernel // 2, step)
+    tile = _empty(ROWS * wide, x)
     for block in range(start, stop):
         first, last = block * step, min((block + 1) * step, rows)
-        pixels = (last - first) * width
-        _gather(x, kernel, first, last, scratch)
-        part = flat[first * width * filters : last * width * filters].reshape(pixels, filters)
-        np.dot(scratch[: pixels * length].reshape(pixels, length), weights, part)
+        pixels = _bordered(x, kernel // 2, first, last, bordered, places)
+        for f in range(0, filters, wide):
+            panel = f * kernel * run
+            for j in range(0, pixels, ROWS):
+                place = (first * x.shape[2] + j) * filters + f
+                if f + wide <= filters and j + ROWS <= pixels:
+                    rows_times(
+                        bordered, places, j, kernel, line, run, panels, panel, wide, flat, place, filters
+                    )
+                    continue
+                rows_times(bordered, places, j, kernel, line, run, panels, panel, wide, tile, 0, wide)
+                for m in range(min(ROWS, pixels - j)):
+                    _copy(tile, m * wide, min(wide, filters - f), flat, place + m * filters)
 
 
 @njit(parallel=True, **_options)
 def conv(x, w, threads, out):
     kernel, filters = w.shape[0], w.shape[3]
-    weights = w.reshape(-1, filters)
-    flat = out.reshape(-1)
+    length = kernel * kernel * x.shape[3]
+    wide = width(filters, x.itemsize)
+    count = (filters + wide - 1) // wide
+    panels = _empty(count * length * wide, x)
+    for p in prange(count):
+        _panel(w.reshape(-1), 0, length, filters, p * wide, wide, panels, p * length * wide)
     rows = x.shape[0] * x.shape[1]
-    step = _block_rows(rows, x.shape[2], weights.shape[0])
+    step = max(1, min(_SCRATCH // (x.shape[2] * x.shape[3]), (rows + threads - 1) // threads))
     blocks = (rows + step - 1) // step
-    parts = min(blocks, threads)
-    for part in prange(parts):
-        start, stop = blocks * part // parts, blocks * (part + 1) // parts
-        _conv_blocks(x, weights, kernel, start, stop, step, rows, flat)
+    flat = out.reshape(-1)
+    for part in prange(threads):
+        start, stop = blocks * part // threads, blocks * (part + 1) // threads
+        _conv_blocks(x, panels, kernel, wide, start, stop, step, rows, filters, flat)
 
 
 @njit(**_options)
-def _weights_of_blocks(x, flat, kernel, start, stop, step, rows, total):
-    """Of blocks ``start`` to ``stop``, in order."""
-    length, filters = total.shape
-    width = x.shape[2]
-    scratch = np.empty(step * width * length, x.dtype)
-    one = np.empty((length, filters) if stop > start + 1 else (0, 0), x.dtype)
+def _weights_of_blocks(x, g, kernel, wide, start, stop, step, rows, share, shares, filters, total):
+    """The ``share``-th of ``shares`` parts of the filters, of blocks ``start`` to ``stop`` in order."""
+    line, run = (x.shape[2] + kernel - 1) * x.shape[3], kernel * x.shape[3]
+    bordered, places = _scratch(x, kernel // 2, step)
+    tile = _empty(ROWS * wide, x)
+    copied = filters != wide
+    panels = _empty((filters + wide - 1) // wide * wide * step * x.shape[2], x) if copied else g
+    tiles = (run + ROWS - 1) // ROWS
     for block in range(start, stop):
         first, last = block * step, min((block + 1) * step, rows)
-        pixels = (last - first) * width
-        _gather(x, kernel, first, last, scratch)
-        left = scratch[: pixels * length].reshape(pixels, length).T
-        right = flat[first * width * filters : last * width * filters].reshape(pixels, filters)
-        if block == start:
-            np.dot(left, right, total)
-        else:
-            np.dot(left, right, one)
-            a, b = total.reshape(-1), one.reshape(-1)
-            for k in range(a.size):
-                a[k] += b[k]
+        pixels = _bordered(x, kernel // 2, first, last, bordered, places)
+        if copied:
+            for f in range(0, filters, wide):
+                _panel(g, first * x.shape[2], pixels, filters, f, wide, panels, f * pixels)
+        for t in range(kernel * tiles * share // shares, kernel * tiles * (share + 1) // shares):
+            i = t // tiles
+            k = (t - i * tiles) * ROWS
+            for f in range(0, filters, wide):
+                place = (i * run + k) * filters + f
+                panel = f * pixels if copied else first * x.shape[2] * filters
+                if block == start and f + wide <= filters and k + ROWS <= run:
+                    columns_times(
+                        bordered, places, i * line + k, pixels, panels, panel, wide, total, place, filters
+                    )
+                    continue
+                columns_times(bordered, places, i * line + k, pixels, panels, panel, wide, tile, 0, wide)
+                for m in range(min(ROWS, run - k)):
+                    if block == start:
+                        _copy(tile, m * wide, min(wide, filters - f), total, place + m * filters)
+                    else:
+                        _add(tile, m * wide, min(wide, filters - f), total, place + m * filters)
 
 
 @njit(parallel=True, **_options)
-def conv_weights(x, g, out):
+def conv_weights(x, g, threads, out):
     kernel, filters = out.shape[0], out.shape[3]
-    weights = out.reshape(-1, filters)
-    length = weights.shape[0]
-    flat = g.reshape(-1)
+    wide = width(filters, x.itemsize)
     rows = x.shape[0] * x.shape[1]
-    step = _block_rows(rows, x.shape[2], length)
-    blocks = (rows + step - 1) // step
-    parts = min(blocks, max(2, min(8, (1 << 18) // (length * filters))))
-    if parts == 1:
-        _weights_of_blocks(x, flat, kernel, 0, blocks, step, rows, weights)
+    size = out.size
+    step = max(1, min(2 * _SCRATCH // (x.shape[2] * max(x.shape[3], filters)), rows))
+    g, flat = g.reshape(-1), out.reshape(-1)
+    if size >= _LARGE:
+        blocks = (rows + step - 1) // step
+        for part in prange(threads):
+            _weights_of_blocks(x, g, kernel, wide, 0, blocks, step, rows, part, threads, filters, flat)
         return
-    sums = np.empty((parts, length, filters), x.dtype)
+    step = min(step, (rows + 7) // 8)
+    blocks = (rows + step - 1) // step
+    parts = min(blocks, 8)
+    sums = np.empty((parts, size), x.dtype)
     for part in prange(parts):
         start, stop = blocks * part // parts, blocks * (part + 1) // parts
-        _weights_of_blocks(x, flat, kernel, start, stop, step, rows, sums[part])
-    for row in prange(length):
-        for f in range(filters):
-            total = sums[0, row, f]
-            for part in range(1, parts):
-                total += sums[part, row, f]
-            weights[row, f] = total
+        _weights_of_blocks(x, g, kernel, wide, start, stop, step, rows, 0, 1, filters, sums[part])
+    flat[:] = sums[0]
+    for part in range(1, parts):
+        _add(sums[part], 0, size, flat, 0)
 
 
 @njit(parallel=True, **_options)

@@ -98,7 +98,7 @@ def conv(x: Any, w: Any, threads: int, out: Any) -> None:
         array_module(x).dot(part, weights, out=flat[pixels])
 
 
-def conv_weights(x: Any, g: Any, out: Any) -> None:
+def conv_weights(x: Any, g: Any, threads: int, out: Any) -> None:
     total, flat = out.reshape(-1, out.shape[3]), g.reshape(-1, out.shape[3])
     total[...] = 0
     for pixels, part in _neighbourhoods(x, out.shape[0]):

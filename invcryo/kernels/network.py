@@ -1,8 +1,8 @@
 """Loops of the learned methods, one function each: convolutions, pooling, trilinear slices, Adam.
 
 As in the other kernels, the type of an array picks the compiled twin, Numba's or CUDA's, and formulas stay with their
-callers. Arrays that are not contiguous are copied, those changed in place must be. BLAS must not use threads of its own
-inside these loops: see `one_blas_thread`.
+callers. Arrays that are not contiguous are copied, those changed in place must be. Training alternates these loops with
+products by BLAS, whose own threads get into their way: see `one_blas_thread`.
 """
 
 from __future__ import annotations
@@ -50,18 +50,15 @@ def _blas() -> Any:
             "the learned methods hold BLAS at one thread per core by threadpoolctl, which is not installed:"
             " pip install 'invcryo[learned]'"
         ) from None
-    importlib.import_module(
-        "scipy.linalg.cython_blas"
-    )  # Numba calls SciPy's BLAS, which must be loaded to be seen
     return ThreadpoolController()
 
 
 @contextlib.contextmanager
 def one_blas_thread() -> Iterator[None]:
-    """Inside, BLAS works on the calling thread alone, as it must within loops that are parallel themselves.
+    """Inside, BLAS works on the calling thread alone, as it should between loops that are parallel themselves.
 
-    Two pools of threads on the same cores were measured 25 times slower than one. Entering costs some microseconds, and
-    next to nothing inside another such block: a training loop enters once.
+    Two pools of threads that wait on the same cores were measured 25 times slower than one. Entering costs some
+    microseconds, and next to nothing inside another such block: a training loop enters once.
     """
     if _limited.get():
         yield
@@ -109,27 +106,19 @@ def conv(x: Any, w: Any) -> Any:
     """``out[b, y, x, f] = sum w[i, j, c, f] x[b, y + i - k // 2, x + j - k // 2, c]``, zeros beyond the border."""
     out = _empty(x, (*x.shape[:3], w.shape[3]))
     work = out.size * w[..., 0].size // 8
-    with one_blas_thread():
-        twins = _twins(_way(x, w.shape), x, w, work=work)
-        twins.conv(_plain(x), _plain(w), threads(work), out)
+    _twins("conv", x, w, work=work).conv(_plain(x), _plain(w), threads(work), out)
     return out
 
 
 def conv_weights(x: Any, g: Any, kernel: int) -> Any:
     """``out[i, j, c, f] = sum g[b, y, x, f] x[b, y + i - k // 2, x + j - k // 2, c]``: the transpose of `conv` in w."""
+    if g.shape[3] < x.shape[3]:  # the same sum, seen from the other side; loops run over filters
+        turned = conv_weights(g, x, kernel)[::-1, ::-1]
+        return array_module(x).ascontiguousarray(turned.transpose(0, 1, 3, 2))
     out = _empty(x, (kernel, kernel, x.shape[3], g.shape[3]))
-    with one_blas_thread():
-        work = g.size * out[..., 0].size // 8
-        _twins(_way(x, out.shape), x, g, work=work).conv_weights(_plain(x), _plain(g), out)
+    work = g.size * out[..., 0].size // 8
+    _twins("conv", x, g, work=work).conv_weights(_plain(x), _plain(g), threads(work), out)
     return out
-
-
-def _way(x: Any, filters: tuple[int, ...]) -> str:
-    """Winograd's way where there are channels and tiles enough to pay for its transforms, else neighbourhoods."""
-    if array_module(x) is not np:
-        return "conv"
-    tiles = x.shape[0] * x.shape[1] * x.shape[2] // 4
-    return "winograd" if filters[0] == 3 and min(filters[2:]) >= 16 and tiles >= 256 else "conv"
 
 
 def pool(x: Any, bias: Any, slope: float) -> tuple[Any, Any]:
