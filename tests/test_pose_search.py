@@ -177,10 +177,10 @@ def test_every_score_on_the_grid(rng):
 # -- poses found again --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "snr,with_ctf,limit", [(np.inf, False, 0.1), (1.0, False, 2.5), (np.inf, True, 0.1), (1.0, True, 3.0)]
-)
-def test_poses_are_found(snr, with_ctf, limit, rng):
+@pytest.mark.parametrize("with_ctf", [False, True])
+@pytest.mark.parametrize("snr", [np.inf, 1.0])
+def test_poses_are_found(snr, with_ctf, rng):
+    """To the tolerance of the last climb without noise, and as well as the noise allows with it."""
     n, volume = 40, molecule()
     filters = ImageFilter.from_ctf(ctfs(n, rng), BOX, 3.0) if with_ctf else None
     angle, r = rng.uniform(0, 2 * np.pi, n), 5 * np.sqrt(rng.uniform(0, 1, n))
@@ -190,9 +190,20 @@ def test_poses_are_found(snr, with_ctf, limit, rng):
         volume, images, window=BandLimited(), filters=filters, band=10, grid=12, progress=False
     )
     off = degrees(found.rotations, true.matrices)
-    assert (off[:, 0] < 3 * limit).mean() >= 0.95 and np.median(off[:, 0]) < limit
-    right = off[:, 0] < 3 * limit
-    assert np.linalg.norm(found.shifts[right, 0] - true.shifts[right], axis=1).max() < 0.1 + 0.4 * (snr < 9)
+    limit, place = 0.1, 0.1  # steps shorter than 1e-3 rad and 0.01 pixels end a climb
+    if snr < np.inf:  # Cramer-Rao, in the band; the median of 40 varies by 3 x 1.25 x 0.42 / sqrt(40) = 1/4
+        clean = views(volume, true, filters=filters)
+        weight = 1 / np.var(images - clean)
+        fit = PoseFit(
+            volume, images, window=BandLimited(), filters=filters, weights=[weight], cutoff=20 / BOX
+        )
+        root = np.linalg.cholesky(np.linalg.inv(fit.derivatives(true).hessian))
+        drawn = np.einsum("kij,skj->ski", root, rng.standard_normal((100, n, 5)))
+        limit = 1.25 * np.median(np.rad2deg(np.linalg.norm(drawn[..., :3], axis=-1)))
+        place = np.linalg.norm(drawn[..., 3:], axis=-1).max()
+    right = off[:, 0] < 5 * limit  # beyond is another maximum
+    assert right.mean() >= 0.95 and np.median(off[:, 0]) < limit
+    assert np.linalg.norm(found.shifts[right, 0] - true.shifts[right], axis=1).max() < place
     assert (found.scores[:, 1:] <= found.scores[:, :-1]).all() and found.scores.max() <= 1 + 1e-5
     if snr == np.inf:
         assert found.scores[right, 0].min() > 0.999
