@@ -17,6 +17,7 @@ from invcryo.simulate import model_to_volume
 from invcryo.studies import posterior as study
 
 FIELD = 2.8 * 128  # angstrom: the side of the paper's box
+DIAMETER = 180.0  # of the ring, 145 angstrom across, blurred to twice the pixel of 64 in the field
 
 
 def main() -> None:
@@ -30,7 +31,8 @@ def main() -> None:
     parser.add_argument("--box", type=int, default=64)
     parser.add_argument("--particles", type=int, default=4000)
     parser.add_argument("--epochs", type=float, default=10)
-    parser.add_argument("--padding", type=int, default=1)
+    parser.add_argument("--padding", type=int, default=2)
+    parser.add_argument("--diameter", type=float, default=DIAMETER, help="angstrom; 0: the whole box")
     parser.add_argument("--parts", nargs="+", default=["6.1", "6.2", "6.3", "6.4", "starts"])
     parser.add_argument("--start", default="least-squares", choices=["least-squares", "none"])
     args = parser.parse_args()
@@ -38,15 +40,14 @@ def main() -> None:
     volume = model_to_volume(args.data / "models" / "1oel.pdb", args.box, size, resolution=2 * size)
     common = {"particles": args.particles}
     start = None if args.start == "none" else args.start
-    fit = {"epochs": args.epochs, "start": start, "padding": args.padding}
+    model = {"padding": args.padding, "diameter": args.diameter or None}
+    fit = {"epochs": args.epochs, "start": start, **model}
     parts = {
         "6.1": lambda place: study.dirac_and_gaussian(place, volume, size, **common, **fit),
         "6.2": lambda place: study.signal_to_noise_curves(place, volume, size, **common, **fit),
         "6.3": lambda place: study.limited_views(place, volume, size, **common, **fit),
         "6.4": lambda place: study.pose_surfaces(place, volume, size, symmetry="C7"),
-        "starts": lambda place: study.starts(
-            place, volume, size, **common, epochs=int(args.epochs), padding=args.padding
-        ),
+        "starts": lambda place: study.starts(place, volume, size, **common, **model),
     }
     for name in args.parts:
         begun = time.perf_counter()

@@ -43,20 +43,24 @@ def test_help(cli):
 
 def test_folder(cli, particles, tmp_path):
     run = tmp_path / "run"
-    code, out, err = cli("posterior", particles, "-o", run, "--epochs", "3", "--batch", "16")
+    words = ("--epochs", "3", "--batch", "16", "--diameter", "84")
+    code, out, err = cli("posterior", particles, "-o", run, *words)
     assert code == 0 and "expected FSC at 0.143" in out and "report.html" in out
     assert {p.name for p in run.iterdir()} == {*command.RESULTS, "run.log"}
     report = json.loads((run / "run.json").read_text())
     assert report["particles"] == 120 and report["steps"] == 21 and report["kind"] == "gaussian"
+    assert (report["box"], report["field"], report["padding"]) == (20, 16, 2)
     mean, truth = read_map(run / "mean.mrc"), read_map(particles.parent / "truth.mrc").data
     assert mean.pixel_size == pytest.approx(6) and correlation(mean.data, truth) > 0.8
     kept = VoxelPosterior.load(run / "posterior.npz")
-    np.testing.assert_allclose(kept.mean_map(), mean.data, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(kept.mean_map(), mean.data[2:-2, 2:-2, 2:-2], rtol=1e-5, atol=1e-5)
+    assert not mean.data[:2].any() and not mean.data[..., -2:].any()
     uncertainty = read_map(run / "uncertainty.mrc").data
-    assert uncertainty.shape == (20, 20, 20) and uncertainty[10, 10, 11] == kept.uncertainty[0, 0, 1]
-    np.testing.assert_allclose(uncertainty[10, 10, 9], kept.uncertainty[0, 0, 1])
+    assert uncertainty.shape == (16, 16, 16) and uncertainty[8, 8, 9] == kept.uncertainty[0, 0, 1]
+    np.testing.assert_allclose(uncertainty[8, 8, 7], kept.uncertainty[0, 0, 1])
     rows = list(csv.DictReader((run / "shells.csv").open()))
-    assert len(rows) == 11 and float(rows[3]["ss_snr"]) == pytest.approx(kept.ss_snr()[3])
+    assert len(rows) == 9 and float(rows[2]["frequency_per_angstrom"]) == pytest.approx(2 / 96)
+    assert float(rows[3]["ss_snr"]) == pytest.approx(kept.ss_snr()[3])
     assert "Not determined" in (run / "report.html").read_text()
     code, _, err = cli("posterior", particles, "-o", run)
     assert code == 1 and "--overwrite" in err
@@ -69,9 +73,9 @@ def test_choices(cli, particles, tmp_path):
     assert code == 0 and report["kind"] == "dirac" and report["half_map_resolution_0.143_angstrom"] is None
     names = {Path(name).name for name in report["files"]}
     assert "mean.mrc" in names and not names & {"sigma.png", "fsc.png", "fsc.star", "uncertainty.mrc"}
-    words = ("--start", particles.parent / "truth.mrc", "--padding", "2", "--prior", "50", *QUICK)
+    words = ("--start", particles.parent / "truth.mrc", "--padding", "1", "--prior", "50", *QUICK)
     code, out, _ = cli("posterior", particles, "-o", tmp_path / "p", "--no-half-maps", *words)
-    assert code == 0 and json.loads(out)["padding"] == 2
+    assert code == 0 and json.loads(out)["padding"] == 1
 
 
 def test_bad_input(cli, particles, tmp_path):
@@ -79,6 +83,7 @@ def test_bad_input(cli, particles, tmp_path):
     for words, text, exit_code in (
         (("--batch", "1000"), "--batch 1000, but there are 120 particles", 1),
         (("--dirac",), "--no-half-maps", 2),
+        (("--diameter", "80", "--padding", "1"), "--padding of 2", 2),
         (("--noise", "-3"), "positive", 2),
         (("--start", tmp_path / "none.mrc"), "none.mrc", 1),
     ):
@@ -103,7 +108,7 @@ def test_interrupted_run_goes_on_to_the_same_map(cli, particles, tmp_path, monke
     code, out, err = cli("posterior", particles, "-o", run, *words)
     assert code == 130 and "the same command goes on" in err and (run / "unfinished.npz").exists()
     assert not (run / "mean.mrc").exists() and json.loads(out)["exit_code"] == 130
-    code, _, err = cli("posterior", particles, "-o", run, *words, "--padding", "2")
+    code, _, err = cli("posterior", particles, "-o", run, *words, "--padding", "1")
     assert code == 1 and "another job" in err and "--fresh" in err
     code, out, _ = cli("posterior", particles, "-o", run, *words)
     assert code == 0 and json.loads(out)["steps"] == 14 and not (run / "unfinished.npz").exists()

@@ -21,7 +21,7 @@ SIZE = 6.0
 
 @pytest.fixture(scope="module")
 def volume():
-    """A map whose power falls slowly, well within its box."""
+    """A map whose power falls slowly, in the middle of its box."""
     return np.pad(phantom("enzyme", 16, rng=1), 6)
 
 
@@ -35,37 +35,45 @@ def test_area_under_the_curve(rng):
         area_under_roc(score, np.ones(500, bool))
 
 
+FIT = {"diameter": 96.0, "start": "least-squares"}  # the part of the volume that is not zero
+
+
 def test_dirac_and_gaussian_agree(volume, tmp_path):
-    options = {"particles": 400, "epochs": 8, "start": "least-squares"}
+    """As the paper fits, to a quarter of an angstrom of each other and a shell of Nyquist."""
+    options = {"particles": 300, "epochs": 6, "padding": 1}
     dirac, gaussian = dirac_and_gaussian(tmp_path, volume, SIZE, **options)
-    assert dirac["last_shell"] >= 12 and gaussian["last_shell"] >= 12  # of 14
-    assert gaussian["mse"] < 2 * dirac["mse"] + 0.01 and gaussian["mse"] < 0.05
+    assert abs(dirac["resolution"] - gaussian["resolution"]) < 0.25
+    assert max(dirac["resolution"], gaussian["resolution"]) < 2 * SIZE * 14 / 13
+    assert gaussian["mse"] < 2.62 / 2.29 * dirac["mse"] < 0.1  # the ratio of table 1
     again = dirac_and_gaussian(tmp_path, volume, SIZE, **options)
     assert again == [dirac, gaussian]  # from the folder
     with pytest.raises(ValueError, match="another study"):
-        dirac_and_gaussian(tmp_path, volume, SIZE, **options | {"particles": 401})
+        dirac_and_gaussian(tmp_path, volume, SIZE, **options | {"particles": 301})
 
 
 def test_one_fit_tells_where_the_map_ends(volume, tmp_path):
-    (row,) = signal_to_noise_curves(
-        tmp_path, volume, SIZE, particles=600, ratios=(0.04,), epochs=5, start="least-squares"
-    )
+    (row,) = signal_to_noise_curves(tmp_path, volume, SIZE, particles=500, ratios=(0.04,), epochs=2, **FIT)
+    assert row["field"] == 18 and row["truth_0.5"] < 8  # of 9 shells: the curves fall within the box
     assert abs(row["expected_truth_0.5"] - row["truth_0.5"]) <= 1
-    assert abs(row["expected_0.143"] - row["halves_0.143"]) <= 1 and row["halves_0.143"] < 10
-    assert abs(row["dirac_truth_0.5"] - row["truth_0.5"]) < 0.2
-    assert 0.6 < row["within_1"] < 0.95 and 0.9 < row["within_2"] < 1
+    assert row["above_halves"] == 1 and row["halves_0.143"] < row["expected_0.143"]
+    assert row["dirac_truth_0.5"] == pytest.approx(row["truth_0.5"], abs=0.1)  # means of the same bound
+    # Gauss's inequality for deviations of the right variance and any law that has one peak
+    assert row["within_1"] > 1 / np.sqrt(3) and row["within_2"] > 8 / 9
     assert {p.name for p in tmp_path.iterdir()} >= {"curves.png", "calibration.png", "table.csv"}
     assert json.loads((tmp_path / "table.json").read_text())[0]["snr"] == 0.04
 
 
 def test_sigma_tells_what_no_view_saw(volume, tmp_path):
-    rows = limited_views(
-        tmp_path, volume, SIZE, particles=400, ratios=(None, 0.5), epochs=3, start="least-squares"
-    )
-    assert rows[0]["area"] > 0.999 and rows[1]["area"] > 0.97
-    assert rows[0]["area_unpolished"] > 0.9 and rows[0]["seen"] < 0.1
-    for row, name in zip(rows, ("no-noise", "snr-0.5"), strict=True):
-        assert row["unseen"] > 0.99 and 0.1 < row["touched"] < 0.6
+    """By the slices of the paper, which touch eight voxels each.
+
+    The area must be 0.99; less with noise in a map so small, whose power in the last shells is so far below the noise
+    that deviations of seen voxels are the prior's to the last digit of single precision: ties count half.
+    """
+    rows = limited_views(tmp_path, volume, SIZE, particles=300, ratios=(None, 2.0), epochs=1, padding=1)
+    assert rows[0]["area"] > 0.99 and rows[0]["seen"] < 0.2
+    assert rows[1]["area"] > 0.97
+    for row, name in zip(rows, ("no-noise", "snr-2"), strict=True):
+        assert row["area"] > row["area_unpolished"] and row["unseen"] > 0.99
         assert (tmp_path / f"sigma-{name}.png").exists()
 
 
@@ -77,17 +85,13 @@ def test_descents_in_poses_end_in_local_optima(volume, tmp_path):
     assert (tmp_path / "surface.png").exists()
 
 
-def test_the_least_squares_start_is_ahead_in_error(volume, tmp_path):
-    rows = starts(tmp_path, volume, SIZE, particles=300, snr=0.1, epochs=2)
-    found = {name: [r for r in rows if r["start"] == name] for name in ("paper", "nothing", "least-squares")}
-    assert {name: [r["epoch"] for r in rs] for name, rs in found.items()} == {
-        "paper": [1, 2],
-        "nothing": [1, 2],
-        "least-squares": [0, 1, 2],
-    }
-    first = found["least-squares"][0]
-    assert all(first["mse"] < found[name][-1]["mse"] for name in ("paper", "nothing"))
-    assert all(r["seconds"] > 0 and r["shell"] > 5 for r in rows)
+def test_starts_to_the_same_resolution(volume, tmp_path):
+    rows = starts(tmp_path, volume, SIZE, particles=200, ratios=(0.1,), epochs=(1, 3), **FIT)
+    first, once, thrice = rows
+    assert [r["start"] for r in rows] == ["least-squares", "paper-1-epochs", "paper-3-epochs"]
+    assert first["ratio"] == 1 and first["mse"] < thrice["mse"] < once["mse"]
+    for row in rows:
+        assert (row["ratio"] is None) == (row["resolution"] > first["resolution"] + 0.25)
 
 
 def test_fourier_slices_are_where_they_say(rng):

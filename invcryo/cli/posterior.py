@@ -30,6 +30,8 @@ from .particles import add_fresh, add_particles, add_seed, load, name_once, open
 from .pictures import matplotlib_is_there
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from ..data import ParticleStack
     from ..learned import VoxelPosterior
     from ..metrics import FSC
@@ -40,7 +42,8 @@ PICTURES = {
     "sigma.png": "Central planes of Fourier space: the standard deviation of each coefficient over that of the prior. 1"
     " (yellow) where nothing was seen, near 0 (dark) where much was.",
     "sigma_map.png": "Standard deviation of the map by place. Fourier coefficients that are taken as independent say"
-    " nothing of places: it only falls towards the faces of the box, as trilinear slices see less of them.",
+    " nothing of places: it is alike everywhere in the cube of the map; with a padding of 1 it falls towards its faces,"
+    " as trilinear slices see less of them.",
     "fsc.png": "What the posterior of all particles expects of the FSC of two such data sets, alpha / (1 + alpha) with"
     " alpha the spectral signal-to-noise ratio, beside the FSC of the half maps. Each half map has half the particles,"
     " so its curve lies lower.",
@@ -68,7 +71,7 @@ sure each coefficient is, and predicts the FSC without half sets.
 
 DIR receives
   report.html       all of it on one page, to look at first
-  mean.mrc          the mean, a map
+  mean.mrc          the mean, a map, in the box of the images
   uncertainty.mrc   in Fourier space, origin in the middle: standard deviation over that of the prior, 1 where nothing
                     was seen
   posterior.npz     means, deviations, prior and noise; invcryo.learned.VoxelPosterior.load reads it
@@ -77,16 +80,18 @@ DIR receives
   slices.png, sigma.png, sigma_map.png, fsc.png, ss_snr.png, noise.png, convergence.png, convergence.csv
   run.json          options, versions, times
 
-The deviations are those of a mean field: of each coefficient where its neighbours are known. They are too small where
-neighbours are uncertain together.
+The coefficients are those of a cube of side --diameter in the middle of the box; nothing is outside it. Take it as
+large as the particle and a little more: noise beyond counts in the FSC, and each step costs Fourier transforms of twice
+that side. With --padding 1 it costs none, as in the paper; deviations are then those of a mean field on trilinear
+slices, and the expected FSC is too low where the particle is in the middle of the box alone.
 
 The state is kept in DIR every minute (unfinished.npz) until the map is there: a run that was cut short goes on from
 there, to the same result, when the same command is given again.
 """
 _EXAMPLES = """\
-  invcryo posterior particles.star -o posterior
-  invcryo posterior particles.star -o posterior --noise 1 --epochs 20 --padding 2
-  invcryo posterior particles.star -o paper --start none --no-half-maps   (the stochastic scheme of the paper alone)
+  invcryo posterior particles.star -o posterior --diameter 180
+  invcryo posterior particles.star -o posterior --diameter 180 --noise 1 --epochs 20
+  invcryo posterior particles.star -o paper --padding 1 --start none --no-half-maps   (the scheme of the paper)
 """
 
 
@@ -111,12 +116,18 @@ def add_parser(commands: Any) -> None:
         help="standard deviation of the coefficients before the data, all alike; default: estimated by shell",
     )
     model.add_argument(
+        "--diameter",
+        type=positive,
+        metavar="A",
+        help="of the particle, angstrom: side of the cube that the map is of; default: the box",
+    )
+    model.add_argument(
         "--padding",
         type=natural,
-        default=1,
+        default=2,
         metavar="N",
-        help="how much finer than the images Fourier space is sampled; 2 interpolates better and takes 8 times the"
-        " memory; default: 1",
+        help="how much finer than the map's the Fourier space is sampled that slices are taken of; 1 is faster, but its"
+        " deviations are not calibrated; default: 2",
     )
     model.add_argument(
         "--dirac",
@@ -162,6 +173,8 @@ class _Found:
 
 def run(args: argparse.Namespace, words: Sequence[str], console: Console) -> tuple[int, dict[str, Any]]:
     name_once(args)
+    if args.diameter is not None and args.padding == 1:
+        raise UsageError("--diameter needs a --padding of 2 or more")
     if args.dirac and not args.no_half_maps:
         raise UsageError("--dirac has no deviations to compare with half maps: add --no-half-maps")
     from ..backend import use
@@ -178,6 +191,7 @@ def run(args: argparse.Namespace, words: Sequence[str], console: Console) -> tup
 def solve(args: argparse.Namespace, stack: ParticleStack, console: Console, folder: Path) -> _Found:
     from ..io import read_map
     from ..learned import VoxelPosterior
+    from ..metrics import fsc
     from ..reconstruction import reconstruct
 
     console.note(f"{count(len(stack), 'particle')} of {stack.box} x {stack.box} pixels")
@@ -195,7 +209,7 @@ def solve(args: argparse.Namespace, stack: ParticleStack, console: Console, fold
         )
         if plain.stopped_by == "interrupt":
             raise KeyboardInterrupt
-        halves = plain.fsc_noreg
+        halves = plain if not args.no_half_maps else None
         start = plain.map_noreg if isinstance(start, str) else start
         seconds["least squares"] = time.perf_counter() - begun
     begun = time.perf_counter()
@@ -204,6 +218,7 @@ def solve(args: argparse.Namespace, stack: ParticleStack, console: Console, fold
         kind="dirac" if args.dirac else "gaussian",
         noise=args.noise,
         prior=args.prior,
+        diameter=args.diameter,
         padding=args.padding,
         start=start,
         epochs=args.epochs,
@@ -219,7 +234,14 @@ def solve(args: argparse.Namespace, stack: ParticleStack, console: Console, fold
             f"interrupted: no map was written; the state reached so far is in {checkpoint.path}, and the same command"
             " goes on from there"
         )
-    return _Found(posterior, halves, seconds)
+    grid = posterior.grid
+    split = None
+    if halves is not None:
+        # of the cube that the posterior is of
+        first, second = halves.half1_noreg, halves.half2_noreg
+        assert first is not None and second is not None
+        split = fsc(grid.within(first), grid.within(second), pixel_size=stack.pixel_size)
+    return _Found(posterior, split, seconds)
 
 
 def save(
@@ -240,11 +262,11 @@ def save(
     mean = posterior.mean_map()
     expected = None if args.dirac else posterior.fsc()
     with folder.results() as staging:
-        write_map(staging / "mean.mrc", mean, size, label="mean of the posterior")
+        write_map(staging / "mean.mrc", _in_box(mean, stack.box), size, label="mean of the posterior")
         posterior.save(staging / "posterior.npz")
         if expected is not None:
-            # of Fourier voxels, whose side is the inverse of the padded box
-            side = 1 / (posterior.grid.n * size)
+            # of Fourier voxels, whose side is the inverse of the map's
+            side = 1 / (posterior.field * size)
             whole = centred_spectrum(posterior.uncertainty)
             write_map(staging / "uncertainty.mrc", whole, side, label="sigma over prior")
         if found.halves is not None:
@@ -258,6 +280,7 @@ def save(
             "box": stack.box,
             "pixel_size": size,
             "kind": posterior.kind,
+            "field": posterior.field,
             "padding": posterior.padding,
             "steps": int(posterior.history["iteration"][-1]),
             "loss": posterior.history["loss"][-1],
@@ -302,6 +325,16 @@ def save(
     return EXIT_DONE, report
 
 
+def _in_box(volume: NDArray, box: int) -> NDArray:
+    """A map with zeros around it."""
+    import numpy as np
+
+    whole = np.zeros((box,) * 3, volume.dtype)
+    start = box // 2 - volume.shape[0] // 2
+    whole[(slice(start, start + volume.shape[0]),) * 3] = volume
+    return whole
+
+
 def _undetermined(posterior: VoxelPosterior) -> float:
     """Part of the coefficients within the Nyquist sphere whose deviation is above 0.9 of the prior's."""
     grid = posterior.grid
@@ -310,20 +343,23 @@ def _undetermined(posterior: VoxelPosterior) -> float:
 
 
 def _write_tables(folder: Path, found: _Found, expected: FSC | None) -> None:
+    import numpy as np
+
     from ..io.atomic import atomic_open
 
     posterior = found.posterior
+    length = len(posterior.prior)
+    frequency = np.arange(length) / (posterior.field * posterior.pixel_size)
+    own = np.arange(len(posterior.noise)) / (posterior.box * posterior.pixel_size)
     with atomic_open(folder / "convergence.csv", "w", encoding="utf-8", newline="") as file:
         table = csv.writer(file)
         table.writerow(posterior.history)
         table.writerows(zip(*posterior.history.values(), strict=True))
     columns: dict[str, Any] = {
-        "shell": range(len(posterior.prior)),
-        "frequency_per_angstrom": [
-            k / (posterior.box * posterior.pixel_size) for k in range(len(posterior.prior))
-        ],
+        "shell": range(length),
+        "frequency_per_angstrom": frequency,
         "prior_sd": posterior.prior,
-        "noise_variance": posterior.noise,
+        "noise_variance": np.interp(frequency, own, posterior.noise),
     }
     if expected is not None:
         columns |= {"ss_snr": posterior.ss_snr(), "expected_fsc": expected.correlation}
@@ -352,11 +388,12 @@ def _draw(folder: Path, found: _Found, expected: FSC | None, mean: Any, seed: in
             curves["half maps"] = found.halves
         plot.save(plot.fsc_curves(curves), folder / "fsc.png")
     draw_slices(folder / "slices.png", volumes, size)
-    shells = np.arange(len(posterior.noise)) / (posterior.box * size)
-    lines = {"noise": ("standard deviation of the noise", np.sqrt(posterior.noise), "linear")}
+    lines = {"noise": ("standard deviation of the noise", np.sqrt(posterior.noise), posterior.box)}
     if expected is not None:
-        lines["ss_snr"] = ("signal-to-noise ratio", posterior.ss_snr(), "log")
-    for name, (label, values, scale) in lines.items():
+        lines["ss_snr"] = ("signal-to-noise ratio", posterior.ss_snr(), posterior.field)
+    for name, (label, values, side) in lines.items():
+        shells = np.arange(len(values)) / (side * size)
+        scale = "linear" if name == "noise" else "log"
         ax = plot.common.new_axes((6.4, 3.6))
         plot.common.open_frame(ax)
         ax.plot(shells[1:], values[1:], **plot.common.style(0))
@@ -392,6 +429,7 @@ def _write_page(
     page.facts(
         {
             "posterior": report["kind"],
+            "side of the map, pixels": report["field"],
             "padding": report["padding"],
             "evidence bound, nats per Fourier sample": round(report["loss"], 5),
             **{f"{k}, seconds": round(v, 2) for k, v in report["seconds"].items()},

@@ -80,7 +80,7 @@ class PoseErrors:
         self.stack, self.box = stack, stack.box
         grid = VoxelGrid(stack.box, padding)
         self.dtype = np.dtype(volume.dtype)
-        self.voxels = const(grid.spectrum(volume) / self.dtype.type(self.box))
+        self.voxels = const(grid.sliced(volume) / self.dtype.type(self.box))
         index = np.arange(len(stack))
         weights, shells = image_weights(grid)
         self.radius = grid.radius if radius is None else float(radius)

@@ -10,7 +10,6 @@ import dataclasses
 import os
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -108,7 +107,7 @@ def dirac_and_gaussian(
         begun = time.perf_counter()
         posterior = VoxelPosterior.fit(stack, kind=kind, rng=seed, progress=False, **fit)
         spent = time.perf_counter() - begun
-        found = posterior.mean_map()
+        found, truth = posterior.mean_map(), posterior.grid.within(truth)
         curve = fsc(found, truth, pixel_size=pixel_size)
         row = {
             "mse": _mse(found, truth),
@@ -145,9 +144,9 @@ def signal_to_noise_curves(
     list of dict
         For each ratio where curves cross, in shells: ``expected_`` is of ``alpha / (1 + alpha)``, ``expected_truth_``
         of its square root, which is what it expects of the FSC with the truth, ``truth_`` of that FSC, ``halves_`` of
-        the FSC of Dirac fits to half sets. ``above_halves`` is the part of the shells, up to where half sets agree,
-        in which the expected curve lies above theirs. ``within_1`` and ``within_2`` are of coefficients of the map,
-        ``voxels_within_`` of voxels.
+        the FSC of Dirac fits to half sets. Shells are those of the posterior's field, in which all maps are compared.
+        ``above_halves`` is the part of the shells, up to where half sets agree, in which the expected curve lies above
+        theirs. ``within_1`` and ``within_2`` are of coefficients of the map.
     """
     place = StudyFolder(folder, _job(volume, particles, pixel_size, seed, fit), fresh=fresh)
 
@@ -157,22 +156,20 @@ def signal_to_noise_curves(
         whole = VoxelPosterior.fit(stack, **options)
         dirac = VoxelPosterior.fit(stack, kind="dirac", **options)
         halves = [VoxelPosterior.fit(half, kind="dirac", **options) for half in stack.halves()]
+        truth = whole.grid.within(truth)
         maps = {"gaussian": whole, "dirac": dirac, "half1": halves[0], "half2": halves[1]}
         with_truth = {
             name: fsc(found.mean_map(), truth, pixel_size=pixel_size) for name, found in maps.items()
         }
         split = fsc(halves[0].mean_map(), halves[1].mean_map(), pixel_size=pixel_size)
         expected, root = whole.fsc(), whole.fsc(with_truth=True)
-        voxels = whole.fsc("voxels")
-        tests = {of: whole.calibration(truth, of) for of in ("map", "voxels")}
+        test = whole.calibration(truth)
         signal = slice(1, int(_shell(split, 0.143)) + 1)
         row: dict[str, Any] = {
             "expected_0.143": _shell(expected, 0.143),
             "expected_0.5": _shell(expected, 0.5),
             "expected_truth_0.5": _shell(root, 0.5),
             "expected_truth_0.143": _shell(root, 0.143),
-            "voxels_0.143": _shell(voxels, 0.143),
-            "voxels_0.5": _shell(voxels, 0.5),
             "truth_0.5": _shell(with_truth["gaussian"], 0.5),
             "truth_0.143": _shell(with_truth["gaussian"], 0.143),
             "dirac_truth_0.5": _shell(with_truth["dirac"], 0.5),
@@ -180,26 +177,22 @@ def signal_to_noise_curves(
             "halves_0.5": _shell(split, 0.5),
             "above_halves": float((expected.correlation >= split.correlation)[signal].mean()),
         }
-        for of, name in (("map", ""), ("voxels", "voxels_")):
-            row[f"{name}within_1"], row[f"{name}within_2"] = tests[of].overall()
+        row["within_1"], row["within_2"] = test.overall()
+        row["field"] = whole.field
         arrays = {f"truth_{name}": curve.correlation for name, curve in with_truth.items()}
-        arrays |= {
-            "halves": split.correlation,
-            "expected": expected.correlation,
-            "voxels": voxels.correlation,
-        }
-        arrays |= {"expected_truth": root.correlation, "within": tests["map"].within}
-        arrays |= {"voxels_within": tests["voxels"].within, "noise": whole.noise, "prior": whole.prior}
+        arrays |= {"halves": split.correlation, "expected": expected.correlation}
+        arrays |= {"expected_truth": root.correlation, "within": test.within}
+        arrays |= {"noise": whole.noise, "prior": whole.prior}
         return row, arrays
 
     rows = [{"snr": snr, **place.cell(f"snr-{snr:g}", lambda s=snr: compute(s))} for snr in ratios]  # type: ignore[misc]
     write_table(place.path, rows)
     if pictures:
-        _draw_curves(place, ratios, volume.shape[0], pixel_size)
+        _draw_curves(place, ratios, int(rows[0]["field"]), pixel_size)
     return rows
 
 
-def _draw_curves(place: StudyFolder, ratios: Sequence[float], box: int, pixel_size: float) -> None:
+def _draw_curves(place: StudyFolder, ratios: Sequence[float], field: int, pixel_size: float) -> None:
     from .. import plot
 
     shown = {
@@ -213,9 +206,9 @@ def _draw_curves(place: StudyFolder, ratios: Sequence[float], box: int, pixel_si
     panels = plot.common.new_panels(1, len(ratios), (6.4 * len(ratios), 4.8)).ravel()
     for ax, snr in zip(panels, ratios, strict=True):
         arrays = place.arrays(f"snr-{snr:g}")
-        frequency = np.arange(box // 2 + 1) / (box * pixel_size)
+        frequency = np.arange(field // 2 + 1) / (field * pixel_size)
         curves = {
-            label: FSC(frequency, arrays[name], np.ones(len(frequency), int), pixel_size, box)
+            label: FSC(frequency, arrays[name], np.ones(len(frequency), int), pixel_size, field)
             for name, label in shown.items()
         }
         plot.fsc_curves(curves, ax=ax)
@@ -224,8 +217,9 @@ def _draw_curves(place: StudyFolder, ratios: Sequence[float], box: int, pixel_si
     panels = plot.common.new_panels(1, len(ratios), (6.0 * len(ratios), 4.0)).ravel()
     for ax, snr in zip(panels, ratios, strict=True):
         arrays = place.arrays(f"snr-{snr:g}")
-        fractions = {"coefficients of the map": arrays["within"], "voxels": arrays["voxels_within"]}
-        plot.calibration(fractions, pixel_size=pixel_size, box=box, ax=ax)
+        plot.calibration(
+            {"coefficients of the map": arrays["within"]}, pixel_size=pixel_size, box=field, ax=ax
+        )
         ax.set_title(f"signal to noise {snr:g}", fontsize=10)
     plot.save(panels, place.path / "calibration.png", dpi=90)
 
@@ -268,8 +262,8 @@ def limited_views(
         seen = np.zeros(grid.shape, bool)
         for first in range(0, particles, 500):
             turns = views[first : first + 500]
-            seen |= Touched.by(turns, grid.n, stack.box).places >= 0
-        part = grid.inside & (grid.shells < stack.box // 2)
+            seen |= Touched.by(turns, grid.field, stack.box).places >= 0
+        part = grid.inside & (grid.shells < grid.field // 2)
         sigma = posterior.uncertainty
         row = {
             "area": area_under_roc(sigma[part], ~seen[part]),
@@ -413,56 +407,64 @@ def starts(
     pixel_size: float,
     *,
     particles: int = 4000,
-    snr: float = 0.04,
-    epochs: int = 10,
+    ratios: Sequence[float | None] = (None, 0.04),
+    epochs: Sequence[float] = (1, 2, 4, 8, 16),
+    within: float = 0.25,
     seed: int = 0,
     fresh: bool = False,
     **fit: Any,
 ) -> list[dict[str, Any]]:
-    """Time until a resolution is reached: by the paper's scheme, from nothing, and from the least-squares map.
+    """Time to the same resolution: of the start from the least-squares map, and of the paper's scheme from nothing.
 
-    The scheme of the paper starts from nothing too, under a prior that is the same for all voxels (here the root mean
-    square of the true ones) and with deviations by gradients alone.
+    The scheme of the paper has trilinear slices of the voxels themselves, a prior that is the same for all (here the
+    root mean square of the true ones), and stochastic gradients alone. Its rate falls to zero over the epochs, so that
+    each number of epochs is a fit of its own.
+
+    Parameters
+    ----------
+    epochs : sequence of float
+        Of the scheme of the paper.
+    within : float
+        Angstrom by which a resolution may differ from that of the least-squares start and be the same.
 
     Returns
     -------
     list of dict
-        For each start and epoch: ``seconds`` of fitting, ``shell`` where the FSC with the truth crosses 0.5, ``mse``;
-        epoch 0 is the start itself, where there is one.
+        For each ratio and each fit: ``seconds``, all of the estimates and the least-squares map with them;
+        ``resolution`` (FSC with the truth at 0.5, angstrom, in the field of the posterior), ``mse``, and ``ratio`` of
+        the time to that of the least-squares start where the resolution is the same.
     """
-    place = StudyFolder(folder, _job(volume, particles, pixel_size, seed, {**fit, "snr": snr}), fresh=fresh)
+    job = _job(volume, particles, pixel_size, seed, {**fit, "within": within})
+    place = StudyFolder(folder, job, fresh=fresh)
 
-    def compute(start: Any, paper: bool) -> tuple[dict[str, Any], dict[str, NDArray]]:
+    def compute(snr: float | None, count: float) -> tuple[dict[str, Any], dict[str, NDArray]]:
         stack, truth = simulated(volume, particles, pixel_size, snr, seed)
-        options = {"rng": seed, "start": start, "progress": False, **fit}
-        if paper:
-            grid = VoxelGrid(stack.box, fit.get("padding", 1))
-            power = np.abs(grid.spectrum(truth)[grid.inside]) ** 2
-            options |= {"prior": float(np.sqrt(power.mean())), "polish": False}
-        found: list[tuple[float, float, float]] = []
-        begun, away = time.perf_counter(), 0.0
+        options: dict[str, Any] = {"rng": seed, "progress": False, "epochs": count}
+        if count:
+            power = np.abs(VoxelGrid(stack.box, 1).voxels(truth)) ** 2
+            options |= {"prior": float(np.sqrt(power.mean())), "padding": 1, "polish": False}
+        else:
+            options |= {"start": "least-squares", **fit}
+        VoxelPosterior.fit(stack[:64], **options | {"epochs": 1 if count else 0})  # kernels are compiled
+        begun = time.perf_counter()
+        posterior = VoxelPosterior.fit(stack, **options)
+        spent = time.perf_counter() - begun
+        grid = VoxelGrid(stack.box, 2, VoxelPosterior.field_of(stack, fit.get("diameter")))
+        map_, truth = grid.within(posterior.mean_map()), grid.within(truth)
+        curve = fsc(map_, truth, pixel_size=pixel_size)
+        row = {"resolution": curve.resolution(0.5, interpolate=True), "mse": _mse(map_, truth)}
+        return {"fit_seconds": spent, **row}, {}
 
-        def look(posterior: VoxelPosterior, state: Any) -> None:
-            nonlocal away
-            now = time.perf_counter()
-            map_ = posterior.mean_map()
-            curve = fsc(map_, truth, pixel_size=pixel_size)
-            found.append((now - begun - away, _shell(curve, 0.5), _mse(map_, truth)))
-            away += time.perf_counter() - now
-
-        if start is not None:
-            first = VoxelPosterior.fit(stack, epochs=0, **options)
-            look(first, None)
-            begun, away = time.perf_counter(), 0.0
-        VoxelPosterior.fit(stack, epochs=epochs, callback=look, **options)
-        return {}, {"found": np.array(found)}
-
-    rows = []
-    for name, start in (("paper", None), ("nothing", None), ("least-squares", "least-squares")):
-        place.cell(name, lambda s=start, n=name: compute(s, n == "paper"))  # type: ignore[misc]
-        for i, (spent, shell, mse) in enumerate(place.arrays(name)["found"].tolist()):
-            rows.append(
-                {"start": name, "epoch": i + (start is None), "seconds": spent, "shell": shell, "mse": mse}
-            )
-    write_table(Path(place.path), rows)
+    rows: list[dict[str, Any]] = []
+    for snr in ratios:
+        own: list[dict[str, Any]] = []
+        for count in (0, *epochs):
+            name = "least-squares" if count == 0 else f"paper-{count:g}-epochs"
+            key = f"{'no-noise' if snr is None else f'snr-{snr:g}'}-{name}"
+            own.append({"snr": snr, "start": name, **place.cell(key, lambda s=snr, c=count: compute(s, c))})  # type: ignore[misc]
+        for row in own:
+            same = row["resolution"] <= own[0]["resolution"] + within
+            row["ratio"] = row["fit_seconds"] / own[0]["fit_seconds"] if same else None
+        rows += own
+    write_table(place.path, rows)
     return rows
