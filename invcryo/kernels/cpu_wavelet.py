@@ -106,6 +106,13 @@ def _synthesise_line(row, low, high, coarse, fine, total):
             row[2 * c + r] = total[c]
 
 
+@njit(**_options)
+def _copy(line, out):
+    """Apart, since a parallel loop with assignments of slices takes several times as long to compile."""
+    for c in range(line.size):
+        out[c] = line[c]
+
+
 @njit(parallel=True, **_options)
 def analysis(source, box, split, low, high, height, out):
     nz, ny, nx = box
@@ -117,17 +124,17 @@ def analysis(source, box, split, low, high, height, out):
             if split[2]:
                 _analyse_line(row, low, high, even, odd, slab[y])
             else:
-                slab[y] = row
+                _copy(row, slab[y])
         if split[1]:
             _analyse_rows(slab, low, high, z * height, 1, out)
         else:
             for y in range(ny):
-                out[z * height + y, :nx] = slab[y]
+                _copy(slab[y], out[z * height + y, :nx])
     if split[0]:
         for y in prange(ny):
             slab = np.empty((nz, nx), out.dtype)
             for z in range(nz):
-                slab[z] = out[z * height + y, :nx]
+                _copy(out[z * height + y, :nx], slab[z])
             _analyse_rows(slab, low, high, y, height, out)
 
 
@@ -138,13 +145,13 @@ def synthesis(box, split, low, high, height, out):
         for y in prange(ny):
             slab = np.empty((nz, nx), out.dtype)
             for z in range(nz):
-                slab[z] = out[z * height + y, :nx]
+                _copy(out[z * height + y, :nx], slab[z])
             _synthesise_rows(slab, low, high, y, height, out)
     for z in prange(nz):
         if split[1]:
             slab = np.empty((ny, nx), out.dtype)
             for y in range(ny):
-                slab[y] = out[z * height + y, :nx]
+                _copy(out[z * height + y, :nx], slab[y])
             _synthesise_rows(slab, low, high, z * height, 1, out)
         if split[2]:
             coarse, fine = np.empty(nx // 2 + low.size, out.dtype), np.empty(nx // 2 + low.size, out.dtype)
