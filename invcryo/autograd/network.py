@@ -75,8 +75,9 @@ def pool_bias_relu(x: Any, bias: Any, slope: float = 0.0) -> Var:
     if x.ndim != 4 or bias.shape != x.shape[3:]:
         raise ValueError(f"a bias per channel is needed, got {bias!r} for {x!r}")
     out, code = kernels.pool(x.data, bias.data, slope)
+    shape = x.shape  # alone in the rule: the largest arrays of a network go at once
     # the sum before the activation is on the tape by its shape alone: its cotangent, which serves both, is made once
-    before = record(out, (x, lambda g: unpool2(g, code, x.shape)), (bias, lambda g: sum_to(g, bias.shape)))
+    before = record(out, (x, lambda g: unpool2(g, code, shape)), (bias, lambda g: sum_to(g, bias.shape)))
     return record(out, (before, lambda g: by_sign(g, code, slope)))
 
 
@@ -115,4 +116,5 @@ def unpool2(g: Any, code: Any, shape: tuple[int, ...]) -> Var:
 def pick2(q: Any, code: Any) -> Var:
     """Values at the places that pooling took its from: the transpose of `unpool2`."""
     (q,) = _reals(q)
-    return record(kernels.pick(q.data, code), (q, lambda g: unpool2(g, code, q.shape)))
+    shape = q.shape
+    return record(kernels.pick(q.data, code), (q, lambda g: unpool2(g, code, shape)))

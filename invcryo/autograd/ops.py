@@ -132,7 +132,8 @@ def sum_to(x: Any, shape: Sequence[int]) -> Var:
         extra + k for k, n in enumerate(shape) if n == 1 and x.shape[extra + k] != 1
     )
     out = x.data.sum(axis=axes, keepdims=True).reshape(shape)
-    return record(out, (x, lambda g: broadcast_to(g, x.shape)))
+    before = x.shape
+    return record(out, (x, lambda g: broadcast_to(g, before)))
 
 
 @primitive
@@ -164,7 +165,8 @@ def sum(x: Any, axis: int | Sequence[int] | None = None, keepdims: bool = False)
     axes = _axes(axis, x.ndim)
     kept = tuple(1 if k in axes else n for k, n in enumerate(x.shape))
     out = x.data.sum(axis=axes, keepdims=keepdims)
-    return record(out, (x, lambda g: broadcast_to(reshape(g, kept), x.shape)))
+    before = x.shape
+    return record(out, (x, lambda g: broadcast_to(reshape(g, kept), before)))
 
 
 def mean(x: Any, axis: int | Sequence[int] | None = None, keepdims: bool = False) -> Var:
