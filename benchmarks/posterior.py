@@ -31,7 +31,7 @@ def main() -> None:
     parser.add_argument("--box", type=int, default=64)
     parser.add_argument("--particles", type=int, default=4000)
     parser.add_argument("--epochs", type=float, default=10)
-    parser.add_argument("--padding", type=int, default=2)
+    parser.add_argument("--padding", type=int, default=2, help="of 6.2 and the starts")
     parser.add_argument("--diameter", type=float, default=DIAMETER, help="angstrom; 0: the whole box")
     parser.add_argument("--parts", nargs="+", default=["6.1", "6.2", "6.3", "6.4", "starts"])
     parser.add_argument("--start", default="least-squares", choices=["least-squares", "none"])
@@ -41,11 +41,12 @@ def main() -> None:
     common = {"particles": args.particles}
     start = None if args.start == "none" else args.start
     model = {"padding": args.padding, "diameter": args.diameter or None}
-    fit = {"epochs": args.epochs, "start": start, **model}
+    fit = {"epochs": args.epochs, "start": start}
     parts = {
-        "6.1": lambda place: study.dirac_and_gaussian(place, volume, size, **common, **fit),
-        "6.2": lambda place: study.signal_to_noise_curves(place, volume, size, **common, **fit),
-        "6.3": lambda place: study.limited_views(place, volume, size, **common, **fit),
+        # slices of the voxels themselves, as in the paper
+        "6.1": lambda place: study.dirac_and_gaussian(place, volume, size, **common, **fit, padding=1),
+        "6.2": lambda place: study.signal_to_noise_curves(place, volume, size, **common, **fit, **model),
+        "6.3": lambda place: study.limited_views(place, volume, size, **common, **fit, padding=1),
         "6.4": lambda place: study.pose_surfaces(place, volume, size, symmetry="C7"),
         "starts": lambda place: study.starts(place, volume, size, **common, **model),
     }

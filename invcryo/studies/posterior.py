@@ -430,7 +430,7 @@ def starts(
     Returns
     -------
     list of dict
-        For each ratio and each fit: ``seconds``, all of the estimates and the least-squares map with them;
+        For each ratio and each fit: ``cpu_seconds``, of the estimates and the least-squares map too;
         ``resolution`` (FSC with the truth at 0.5, angstrom, in the field of the posterior), ``mse``, and ``ratio`` of
         the time to that of the least-squares start where the resolution is the same.
     """
@@ -446,14 +446,14 @@ def starts(
         else:
             options |= {"start": "least-squares", **fit}
         VoxelPosterior.fit(stack[:64], **options | {"epochs": 1 if count else 0})  # kernels are compiled
-        begun = time.perf_counter()
+        begun = time.process_time()
         posterior = VoxelPosterior.fit(stack, **options)
-        spent = time.perf_counter() - begun
+        spent = time.process_time() - begun
         grid = VoxelGrid(stack.box, 2, VoxelPosterior.field_of(stack, fit.get("diameter")))
         map_, truth = grid.within(posterior.mean_map()), grid.within(truth)
         curve = fsc(map_, truth, pixel_size=pixel_size)
         row = {"resolution": curve.resolution(0.5, interpolate=True), "mse": _mse(map_, truth)}
-        return {"fit_seconds": spent, **row}, {}
+        return {"cpu_seconds": spent, **row}, {}
 
     rows: list[dict[str, Any]] = []
     for snr in ratios:
@@ -464,7 +464,7 @@ def starts(
             own.append({"snr": snr, "start": name, **place.cell(key, lambda s=snr, c=count: compute(s, c))})  # type: ignore[misc]
         for row in own:
             same = row["resolution"] <= own[0]["resolution"] + within
-            row["ratio"] = row["fit_seconds"] / own[0]["fit_seconds"] if same else None
+            row["ratio"] = row["cpu_seconds"] / own[0]["cpu_seconds"] if same else None
         rows += own
     write_table(place.path, rows)
     return rows
