@@ -100,6 +100,7 @@ def figures(result: Refinement, truth: Any, volume: NDArray, oracle: NDArray) ->
         "searched": [h["searched"] for h in result.history],
         "found_better": [h["found_better"] for h in result.history],
         "status": result.status_counts,
+        "flagged": int(result.flagged.sum()),
     }
 
 
