@@ -56,6 +56,12 @@ def slow_slice(spectrum, turns, height, radius):
     return out
 
 
+def test_filters_of_no_images():
+    none = np.zeros((0, 4, 4, 2))
+    assert kernels.conv(none, np.ones((3, 3, 2, 2))).shape == (0, 4, 4, 2)
+    np.testing.assert_array_equal(kernels.conv_weights(none, none, 3), np.zeros((3, 3, 2, 2)))
+
+
 def test_pooling_of_nan():
     assert np.isnan(kernels.pool(np.full((1, 2, 2, 1), np.nan), np.zeros(1), 0.1)[0]).all()
 

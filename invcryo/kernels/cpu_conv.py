@@ -180,8 +180,9 @@ def conv_weights(x, g, threads, out):
     g, flat = g.reshape(-1), out.reshape(-1)
     if size >= _LARGE:
         blocks = (rows + step - 1) // step
-        for part in prange(threads):
-            _weights_of_blocks(x, g, kernel, wide, 0, blocks, step, rows, part, threads, filters, flat)
+        shares = min(threads, 1 + size // filters // ROWS)
+        for share in prange(shares):
+            _weights_of_blocks(x, g, kernel, wide, 0, blocks, step, rows, share, shares, filters, flat)
         return
     step = min(step, (rows + 7) // 8)
     blocks = (rows + step - 1) // step

@@ -21,7 +21,7 @@ ROWS = 6 if _WIDTH == 32 else 8
 
 
 def _tile(width: int, vectors: int, by_rows: bool) -> Any:
-    """The product for rows of ``vectors`` vectors of ``width`` bytes; see `rows_times` and `columns_times`."""
+    """The product with ``vectors`` vectors of ``width`` bytes a row: `rows_times`, or else `columns_times`."""
 
     @intrinsic
     def tile(typingctx, a, places, first, runs, step, run, b, start, out, place, pitch):
@@ -62,9 +62,6 @@ def _tile(width: int, vectors: int, by_rows: bool) -> Any:
                 [cgutils.alloca_once_value(builder, ir.Constant(vector, None)) for _ in range(vectors)]
                 for _ in range(ROWS)
             ]
-            for row in sums:  # again, as the values above are stored once, where the function begins
-                for s in row:
-                    builder.store(ir.Constant(vector, None), s)
             b = at(b, start)
             wide = word(vectors * lanes)
             if by_rows:

@@ -116,6 +116,9 @@ def conv_weights(x: Any, g: Any, kernel: int) -> Any:
         turned = conv_weights(g, x, kernel)[::-1, ::-1]
         return array_module(x).ascontiguousarray(turned.transpose(0, 1, 3, 2))
     out = _empty(x, (kernel, kernel, x.shape[3], g.shape[3]))
+    if not g.size:
+        out[...] = 0
+        return out
     work = g.size * out[..., 0].size // 8
     _twins("conv", x, g, work=work).conv_weights(_plain(x), _plain(g), threads(work), out)
     return out
