@@ -260,9 +260,9 @@ def reconstruct_series(
     axis, in_plane_angle, shifts
         As in `SingleAxisProjector`.
     window : Window, optional
-        Basis of the coefficients; default ``KaiserBessel.narrow()``. A wide one with positive coefficients is a little
-        nearer to smooth objects, and far from those with sharp edges; held-out pixels do not tell which is better. For
-        "sirt" ``KaiserBessel.wide()``: it needs projections without a ripple below zero.
+        Basis of the coefficients; default ``KaiserBessel.narrow()``. A wide one with positive coefficients is nearer to
+        smooth objects, and far from those with sharp edges; the held-out errors in ``info["trials"]`` tell which is
+        better. For "sirt" ``KaiserBessel.wide()``: it needs projections without a ripple below zero.
     split_images : bool
         Let the projections be a variable of their own in "tv" and "wavelet", so that the linear equations have the
         Toeplitz kernel of ``H^T H`` whatever the mask. The same map by another way, in twice the iterations.
