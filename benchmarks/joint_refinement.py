@@ -164,6 +164,12 @@ def descent(
     return rows
 
 
+def keep(output: Path | None, rows: list[dict[str, Any]]) -> None:
+    """Write the record so far."""
+    if output is not None:
+        output.write_text(json.dumps(rows, indent=1))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -192,8 +198,7 @@ def main() -> None:
                     f" evaluations, {row['descent_seconds']:.1f} s",
                     flush=True,
                 )
-                if args.output is not None:
-                    args.output.write_text(json.dumps(rows, indent=1))
+                keep(args.output, rows)
             continue
         for seed in range(args.seeds):
             row = {"case": name, "seed": seed, **run(volume, CASES[name], seed)}
@@ -205,8 +210,7 @@ def main() -> None:
                 f" ({row['fsc_0.5_shell_with_true_poses']:.0f} with the true poses)",
                 flush=True,
             )
-            if args.output is not None:
-                args.output.write_text(json.dumps(rows, indent=1))
+            keep(args.output, rows)
 
 
 if __name__ == "__main__":

@@ -30,8 +30,6 @@ from .particles import add_fresh, add_particles, add_seed, load, name_once, open
 from .pictures import matplotlib_is_there
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
     from ..data import ParticleStack
     from ..learned import VoxelPosterior
     from ..metrics import FSC
@@ -256,13 +254,15 @@ def save(
     """Write the results and say what they are."""
     from ..io import write_map
     from ..metrics import write_fsc_star, write_fsc_xml
+    from ..operators import ZeroPad
     from ..plot.posterior import centred_spectrum
 
     posterior, size = found.posterior, stack.pixel_size
     mean = posterior.mean_map()
     expected = None if args.dirac else posterior.fsc()
     with folder.results() as staging:
-        write_map(staging / "mean.mrc", _in_box(mean, stack.box), size, label="mean of the posterior")
+        in_box = ZeroPad(mean.shape, (stack.box,) * 3, mean.dtype)(mean)
+        write_map(staging / "mean.mrc", in_box, size, label="mean of the posterior")
         posterior.save(staging / "posterior.npz")
         if expected is not None:
             # of Fourier voxels, whose side is the inverse of the map's
@@ -323,16 +323,6 @@ def save(
     )
     console.say(f"look at {folder.path / PAGE}")
     return EXIT_DONE, report
-
-
-def _in_box(volume: NDArray, box: int) -> NDArray:
-    """A map with zeros around it."""
-    import numpy as np
-
-    whole = np.zeros((box,) * 3, volume.dtype)
-    start = box // 2 - volume.shape[0] // 2
-    whole[(slice(start, start + volume.shape[0]),) * 3] = volume
-    return whole
 
 
 def _undetermined(posterior: VoxelPosterior) -> float:

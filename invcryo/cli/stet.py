@@ -340,7 +340,7 @@ def _add_solver(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--window",
         choices=WINDOWS,
-        help="basis of the map: narrow keeps sharp edges, wide is a little better for smooth objects; default: narrow,"
+        help="basis of the map: narrow keeps sharp edges, wide is better for smooth objects; default: narrow,"
         " and for sirt wide",
     )
     add_threads(group)
@@ -373,7 +373,7 @@ def _add_reconstruct(commands: Any) -> None:
         type=positive,
         default=0.01,
         metavar="T",
-        help="stop when what is left to gain is so small beside the noise; 0.001 where there is none; default: 0.01",
+        help="stop when what is left to gain is so small beside the noise; default: 0.01",
     )
     parser.add_argument(
         "--split-images",

@@ -17,6 +17,7 @@ from ..autograd.slices import volume_spectrum
 from ..backend import fft
 from ..data import ParticleStack
 from ..grid import centred_coordinates
+from ..operators import ZeroPad
 
 __all__ = [
     "VoxelGrid",
@@ -97,10 +98,8 @@ class VoxelGrid:
 
     def sliced(self, volume: NDArray) -> NDArray:
         """The half spectrum of side n whose trilinear slices are the projections of a map."""
-        n, field = self.n, self.field
-        whole = np.zeros((n, n, n), volume.dtype)
-        start = n // 2 - field // 2
-        whole[(slice(start, start + field),) * 3] = self.within(volume) / self.window().astype(volume.dtype)
+        part = self.within(volume) / self.window().astype(volume.dtype)
+        whole = ZeroPad(part.shape, (self.n,) * 3, part.dtype)(part)
         return fft(whole).rfftn(np.fft.ifftshift(whole))
 
     def sliced_of(self, voxels: Var) -> Var:
