@@ -3,10 +3,11 @@
 
 python benchmarks/refine.py --map emd_7795_54.mrc --json refine.json
 
-The realistic scenario of Donati 2020 (Figures 4.12-4.15), with a tenth of its views, from no angles at all:
+The realistic scenario of Donati 2020 (Figures 4.12-4.15), with a tenth of its views, from what our own search over
+all rotations finds at low resolution:
 
 python benchmarks/refine.py --map emd_3400_86.mrc --pixel 2 --size 124 --views 2000 --snr-db -14.2 --shift 3 \
-    --search global --half-maps --lowpass 30 --json realistic.json
+    --search ours --half-maps --lowpass 30 --json realistic.json
 """
 
 from __future__ import annotations
@@ -73,9 +74,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--search",
-        choices=("local", "global"),
+        choices=("local", "global", "ours"),
         default="local",
-        help="global: start from random angles, with a search over all rotations",
+        help="global: start from random angles, each with its own search over all rotations; ours: both start from"
+        " what the first round of our search finds",
     )
     parser.add_argument("--half-maps", action="store_true", help="ours too refines the half sets apart")
     parser.add_argument("--lowpass", type=float, default=60.0, help="of the first map, angstrom")
@@ -83,7 +85,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--engine", nargs="+", choices=ENGINES, default=list(ENGINES))
     parser.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1))
     parser.add_argument(
-        "--healpix-order", type=int, default=2, help="of RELION's first grid: 2, its default, 7.5 degrees"
+        "--healpix-order",
+        type=int,
+        help="of RELION's first grid; default: 2, its own (15 degrees, 7.5 with oversampling); after our search 3, with"
+        " local searches from the start",
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", help="file to write the record to")
@@ -118,22 +123,37 @@ def make_problem(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
         rng=rng,
     )
     ic.write_simulation(folder, stack)
-    if options.search == "global":
+    if options.search != "local":
         rough = ic.Poses(ic.random_rotations(len(stack), rng=rng))
     else:
         off = np.rad2deg(rng.uniform(-options.angle_error, options.angle_error, (3, len(stack))))
         rough = ic.Poses.from_euler_deg(*(np.stack(stack.poses.euler_deg()) + off))
+    first = lowpassed(np.asarray(stack.images.truth), pixel / options.lowpass)
+    ic.write_map(folder / "first.mrc", first, pixel)
+    problem: dict[str, Any] = {"pixel_size": pixel, "lowpass_angstrom": options.lowpass}
     written = ic.read_particles(folder / "particles.star")
     start = dataclasses.replace(written, poses=rough)
     ic.write_particles(folder / "start.star", start)
+    if options.search == "ours":
+        problem["search_seconds"] = searched(folder, problem, options)
+        start = ic.read_particles(folder / "start.star")
     # RELION reads no file without a voltage, even where it applies no CTF
     microscope = start.ctf or ic.CTF(np.full(len(stack), 1e4), 1e4, 0.0, 300.0, 2.7, 0.1)
     ic.write_particles(folder / "relion.star", dataclasses.replace(start, ctf=microscope))
-    first = lowpassed(np.asarray(stack.images.truth), pixel / options.lowpass)
-    ic.write_map(folder / "first.mrc", first, pixel)
-    problem = {"pixel_size": pixel, "lowpass_angstrom": options.lowpass}
     processes.write_json(folder / "problem.json", problem)
     return problem
+
+
+def searched(folder: Path, problem: dict[str, Any], options: argparse.Namespace) -> float:
+    """Give ``start.star`` the poses of the first round of our search; returns its seconds."""
+    out = folder / "search"
+    shutil.rmtree(out, ignore_errors=True)
+    words = [*ours(out, problem["lowpass_angstrom"], "global", options), "--max-rounds", "1"]
+    begun = time.perf_counter()
+    subprocess.run(words, cwd=folder, env=processes.environment(options.threads), check=True)
+    seconds = time.perf_counter() - begun
+    shutil.copy(out / "particles_refined.star", folder / "start.star")
+    return seconds
 
 
 def resampled(volume: Any, pixel: float, wanted: float, largest: int) -> tuple[Any, float]:
@@ -184,16 +204,22 @@ def lowpassed(volume: Any, cutoff: float) -> Any:
 # -- the programs -----------------------------------------------------------------------------------------
 
 
+def ours(out: Path, lowpass: float, search: str, options: argparse.Namespace) -> list[str]:
+    return [
+        sys.executable, "-m", "invcryo", "refine", "start.star", "--ref", "first.mrc",
+        "--init-lowpass", f"{lowpass:.2f}", "--sym", options.symmetry, "--threads", str(options.threads),
+        "-o", str(out), "--quiet", "--search", search, *(["--half-maps"] if options.half_maps else []),
+        *(["--max-shift", f"{1.5 * options.shift + 1:g}"] if options.shift else []),
+    ]  # fmt: skip
+
+
 def command(engine: str, folder: Path, out: Path, options: argparse.Namespace) -> list[str]:
     problem = json.loads((folder / "problem.json").read_text())
-    lowpass = f"{problem['lowpass_angstrom']:.2f}"
     if engine == "invcryo":
-        return [
-            sys.executable, "-m", "invcryo", "refine", "start.star", "--ref", "first.mrc", "--init-lowpass", lowpass,
-            "--sym", options.symmetry, "--threads", str(options.threads), "-o", str(out / "run"), "--quiet",
-            "--search", options.search, *(["--half-maps"] if options.half_maps else []),
-            *(["--max-shift", f"{1.5 * options.shift + 1:g}"] if options.shift else []),
-        ]  # fmt: skip
+        search = "global" if options.search == "global" else "local"
+        return ours(out / "run", problem["lowpass_angstrom"], search, options)
+    lowpass = f"{problem['lowpass_angstrom']:.2f}"
+    order = options.healpix_order or (3 if options.search == "ours" else 2)
     ranks = max(3, options.threads + 1)  # one that leads, one for each half set
     return [
         "mpirun", "--allow-run-as-root", "--oversubscribe", "-n", str(ranks), "relion_refine_mpi",
@@ -201,7 +227,7 @@ def command(engine: str, folder: Path, out: Path, options: argparse.Namespace) -
         "--o", str(out / "run"), "--ini_high", lowpass,
         "--particle_diameter", f"{0.95 * options.size * problem['pixel_size']:.0f}",
         "--flatten_solvent", "--zero_mask", "--norm", "--scale", "--oversampling", "1",
-        "--healpix_order", str(options.healpix_order), "--auto_local_healpix_order", "4",
+        "--healpix_order", str(order), "--auto_local_healpix_order", "3" if options.search == "ours" else "4",
         "--low_resol_join_halves", "40", "--sym", options.symmetry,
         "--offset_range", f"{options.shift + 1:g}", "--offset_step", "1",
         "--dont_combine_weights_via_disc", "--pool", "30", "--pad", "2", "--j", "1",

@@ -195,6 +195,7 @@ _IMAGES = [
 _POOLED = [(2, 5, 6, 3), (1, 4, 7, 1), (2, 32, 32, 8)]
 _VIEWS = [(6, 6, 3.0), (7, 7, 3.0), (8, 5, 2.5), (9, 6, 2.2), (16, 16, 8.0)]
 _SPARSE = [sparse(6, 6, 3.0, 1), sparse(9, 7, 3.1, 3)]
+_PRODUCTS = [(3, 5, 7), (8, 523, 128), (1, 130, 515), (32, 256, 257), (5, 70000, 1), (33, 300, 300)]
 _STEP = (1e-2, (0.8, 0.9), 1e-7)
 
 
@@ -226,6 +227,19 @@ KERNELS = {
     ),
     "unpool": Kernel(_unpool, [(real(*halved(s)), codes(*halved(s)), s) for s in _POOLED]),
     "pick": Kernel(_pick, [(real(*s), codes(*halved(s))) for s in _POOLED]),
+    "product": Kernel(
+        np.matmul,
+        [
+            call
+            for m, k, n in _PRODUCTS
+            for call in (
+                (real(m, k), real(k, n)),  # forward in a dense layer
+                (real(m, n), real(k, n).T),  # in what came in
+                (real(m, k).T, real(m, n)),  # in the weights
+                (real(m, 2 * k)[:, ::2], real(k, 2 * n)[:, ::2]),
+            )
+        ],
+    ),
     "central_slice": Kernel(_central_slice, [views(*v) for v in _VIEWS]),
     "slice_adjoint": Kernel(
         _slice_adjoint,
@@ -259,6 +273,7 @@ def large():
         "by_sign": (x, codes(*x.shape), 0.1),
         "unpool": (real(*pooled), codes(*pooled), x.shape),
         "pick": (x, codes(*pooled)),
+        "product": (real(8, 8192), real(8192, 512)),
         "central_slice": turns,
         "slice_adjoint": (g, *turns[1:4], 64),
         "slice_rotations": (*turns[:2], g, *turns[2:4]),

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from .. import backend
+from ..kernels import network
 from .tape import Var, const, namespace, precision, primitive, record
 
 __all__ = [
@@ -476,7 +477,7 @@ def matmul(x: Any, y: Any) -> Var:
     if x.ndim < 2 or y.ndim < 2:
         raise ValueError(f"matmul takes matrices or stacks of them, got {x!r} and {y!r}")
     return record(
-        namespace(x.data).matmul(x.data, y.data),
+        network.product(x.data, y.data),
         (x, lambda g: _fit(matmul(g, _conj(_swap(y))), x)),
         (y, lambda g: _fit(matmul(_conj(_swap(x)), g), y)),
     )

@@ -30,6 +30,7 @@ __all__ = [
     "one_blas_thread",
     "pick",
     "pool",
+    "product",
     "slice_adjoint",
     "slice_rotations",
     "sparse_factors",
@@ -37,6 +38,9 @@ __all__ = [
     "sparse_rows",
     "unpool",
 ]
+
+#: Rows, at most, and numbers of a matrix, at least, between which our own products are faster than those of BLAS.
+FEW, LARGE = 32, 1 << 16
 
 _limited: contextvars.ContextVar[bool] = contextvars.ContextVar("invcryo_blas", default=False)
 
@@ -167,6 +171,34 @@ def pick(q: Any, code: Any) -> Any:
     out = _empty(q, code.shape)
     _twins("conv", q, code, work=q.size // 2).pick(_plain(q), _plain(code), out)
     return out
+
+
+# -- products of matrices ----------------------------------------------------------------------------------------------
+
+
+def product(x: Any, y: Any) -> Any:
+    """``x @ y`` over the last two axes, the others broadcast.
+
+    By BLAS, but for the three products of a dense layer on the CPU, of a few rows and a large matrix: forward, in what
+    comes in and in the weights.
+    """
+    xp = array_module(x)
+    matrices = x.ndim == y.ndim == 2 and x.shape[1] == y.shape[0]
+    if xp is np and matrices and x.dtype == y.dtype and x.dtype.kind == "f":
+        (m, inner), n = x.shape, y.shape[1]
+        out = _empty(x, (m, n))
+        if 0 < m <= FEW and y.size >= LARGE:
+            loops = _twins("dense", x, y, work=out.size * inner // 8)
+            if y.flags.c_contiguous:
+                loops.rows(_plain(x), _plain(y), out)
+                return out
+            if y.flags.f_contiguous:
+                loops.dots(_plain(x), _plain(y.T), out)
+                return out
+        if 0 < inner <= FEW and out.size >= LARGE and x.flags.f_contiguous:
+            _twins("dense", x, y, work=out.size * inner // 8).outer(_plain(x.T), _plain(y), out)
+            return out
+    return xp.matmul(x, y)
 
 
 # -- slices: geometry in `cpu_slices` ---------------------------------------------------------------------------------
