@@ -20,7 +20,7 @@ from ..autograd.parameters import Parameters
 from ..autograd.rotations import matrix_from_euler
 from ..autograd.training import Batch, Batches, train
 from ..data import ParticleStack, Poses
-from ..rotation import euler_from_matrix
+from ..rotation import euler_from_matrix, matrix_from_rotvec
 from ..solvers import run
 from .spectra import VoxelGrid, image_spectra, image_weights
 
@@ -107,6 +107,25 @@ class PoseErrors:
                 found.append(self._errors(const(matrices[part].astype(self.dtype)), rows).data)
         return np.concatenate(found).astype(np.float64)
 
+    def bound(self, matrices: NDArray) -> NDArray:
+        """Root mean square angle in degrees by which noise alone puts off the best pose, (n,), if images are of poses.
+
+        The bound of Cramer and Rao, for the image i at pose i: no unbiased estimate is nearer. Derivatives of slices
+        are differences over a quarter of a degree, of rotations about three axes.
+        """
+        step = math.radians(0.25)
+        slopes = []
+        with no_grad():
+            for axis in step * np.eye(3):
+                ahead, behind = (
+                    self._model(const((turn @ matrices).astype(self.dtype)), np.arange(len(matrices))).data
+                    for turn in matrix_from_rotvec(np.stack([axis, -axis]))
+                )
+                slopes.append((ahead - behind).astype(np.complex128) / (2 * step))
+        weights = 2 * self.precision.astype(np.float64)  # an error is half of what it is weighed with
+        information = np.einsum("anyx,bnyx,yx->nab", np.conj(slopes), slopes, weights).real
+        return np.degrees(np.sqrt(np.trace(np.linalg.inv(information), axis1=1, axis2=2)))
+
     def surface(self, image: int, rot: NDArray, tilt: NDArray, *, psi: float | None = None) -> NDArray:
         """`errors` of an image over two Euler angles in radians, (len(tilt), len(rot)).
 
@@ -176,10 +195,11 @@ class PoseErrors:
             Poses(found, starts.shifts), self.errors(found), self.errors(starts.matrices), np.stack(path)
         )
 
-    def _errors(self, turns: Var, rows: NDArray) -> Var:
+    def _model(self, turns: Var, rows: NDArray) -> Var:
         model = slices.central_slice(self.voxels, turns, self.box, self.radius)
-        if self.filters is not None:
-            model = ops.scale(model, self.filters[rows])
-        rest = model - self.images[rows]
+        return model if self.filters is None else ops.scale(model, self.filters[rows])
+
+    def _errors(self, turns: Var, rows: NDArray) -> Var:
+        rest = self._model(turns, rows) - self.images[rows]
         weights = np.broadcast_to(np.sqrt(self.precision), rest.shape)
         return ops.squared_norm(ops.scale(rest, weights), (1, 2))

@@ -324,7 +324,8 @@ def pose_surfaces(
     list of dict
         For each image: ``converged``, the part of ``count`` random starts that end within 5 degrees of the best pose
         found, or a symmetric one; ``near``, the same of starts 10 degrees from the truth; ``optima``, distinct ends of
-        the random starts up to symmetry, 5 degrees apart; ``off``, degrees of the best pose from the truth.
+        the random starts up to symmetry, 5 degrees apart; ``off``, degrees of the best pose from the truth, and
+        ``bound``, what noise allows in the root mean square (`PoseErrors.bound`).
     """
     job = {"volume": volume, "pixel_size": pixel_size, "snr": 0.0 if snr is None else snr, "seed": seed}
     job |= {"count": count, "steps": steps, "points": points, "symmetry": symmetry}
@@ -351,6 +352,7 @@ def pose_surfaces(
             "near": float((_apart(near.poses.matrices, best, group) < 5).mean()),
             "optima": _distinct(random.poses.matrices, group),
             "off": float(_apart(best[None], true[0], group)[0]),
+            "bound": float(errors.bound(true[:1])[0]) if snr is not None else 0.0,
         }
         angles = np.stack(euler_from_matrix(true[:1]), 1)[0]
         psi = np.degrees(random.path[..., 2])
