@@ -1,7 +1,9 @@
 """The experiments of Ullrich et al. (2019) and two more, for the record: ``python benchmarks/posterior.py FOLDER``.
 
-    python benchmarks/posterior.py out --data ../shared/data                       # 64 px, as in POSTERIOR.md
-    python benchmarks/posterior.py out --data ../shared/data --box 128 --particles 40000   # as in the paper
+    # 64 px
+    python benchmarks/posterior.py out --data ../shared/data
+    # the size of the paper
+    python benchmarks/posterior.py out --data ../shared/data --box 128 --particles 40000 --epochs 1 --batch 128
 
 Tables and pictures go into a folder for each part; parts that are done are not done again.
 """
@@ -31,6 +33,7 @@ def main() -> None:
     parser.add_argument("--box", type=int, default=64)
     parser.add_argument("--particles", type=int, default=4000)
     parser.add_argument("--epochs", type=float, default=10)
+    parser.add_argument("--batch", type=int, default=32, help="images of a step")
     parser.add_argument("--padding", type=int, default=2, help="of 6.2 and the starts")
     parser.add_argument("--diameter", type=float, default=DIAMETER, help="angstrom; 0: the whole box")
     parser.add_argument("--parts", nargs="+", default=["6.1", "6.2", "6.3", "6.4", "starts"])
@@ -41,7 +44,7 @@ def main() -> None:
     common = {"particles": args.particles}
     start = None if args.start == "none" else args.start
     model = {"padding": args.padding, "diameter": args.diameter or None}
-    fit = {"epochs": args.epochs, "start": start}
+    fit = {"epochs": args.epochs, "batch": args.batch, "start": start}
     parts = {
         # slices of the voxels themselves, as in the paper
         "6.1": lambda place: study.dirac_and_gaussian(place, volume, size, **common, **fit, padding=1),

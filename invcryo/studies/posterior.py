@@ -246,8 +246,8 @@ def limited_views(
     -------
     list of dict
         For each ratio: ``area`` under the ROC curve of sigma over prior as a sign of voxels that no slice touches, and
-        ``area_unpolished`` of deviations by stochastic gradients alone; ``seen`` and ``unseen``, medians of sigma over
-        prior; ``touched``, part of the voxels.
+        ``area_unpolished`` of deviations by stochastic gradients alone, after the last whole epoch (of which there
+        must be one); ``seen`` and ``unseen``, medians of sigma over prior; ``touched``, part of the voxels.
     """
     place = StudyFolder(
         folder, _job(volume, particles, pixel_size, seed, {**fit, "cone": cone_deg}), fresh=fresh
@@ -256,8 +256,14 @@ def limited_views(
     def compute(snr: float | None) -> tuple[dict[str, Any], dict[str, NDArray]]:
         views = cone_orientations(particles, np.radians(cone_deg), rng=seed)
         stack, _ = simulated(volume, particles, pixel_size, snr, seed, orientations=views)
-        learned = VoxelPosterior.fit(stack, rng=seed, progress=False, polish=False, **fit)
-        posterior = VoxelPosterior.fit(stack, rng=seed, progress=False, **fit)
+        learned: list[VoxelPosterior] = []  # of the last epoch, before the closed form
+        posterior = VoxelPosterior.fit(
+            stack,
+            rng=seed,
+            progress=False,
+            callback=lambda p, _: learned.__setitem__(slice(None), [p]),
+            **fit,
+        )
         grid = posterior.grid
         seen = np.zeros(grid.shape, bool)
         for first in range(0, particles, 500):
@@ -267,7 +273,7 @@ def limited_views(
         sigma = posterior.uncertainty
         row = {
             "area": area_under_roc(sigma[part], ~seen[part]),
-            "area_unpolished": area_under_roc(learned.uncertainty[part], ~seen[part]),
+            "area_unpolished": area_under_roc(learned[0].uncertainty[part], ~seen[part]),
             "seen": float(np.median(sigma[part & seen])),
             "unseen": float(np.median(sigma[part & ~seen])),
             "touched": float(seen[part].mean()),
