@@ -108,7 +108,7 @@ def test_results_do_not_depend_on_threads(rng):
     turns = random_rotations(40, rng=1).astype(np.float32)
     x = rng.standard_normal((8, 32, 32, 8)).astype(np.float32)
     y, w = x.reshape(8, 8, 8, 128)[..., :50], rng.standard_normal((3, 3, 50, 50)).astype(np.float32)
-    few, large = (rng.standard_normal(s).astype(np.float32) for s in ((8, 1000), (1000, 300)))
+    few, large = (rng.standard_normal(s).astype(np.float32) for s in ((8, 2100), (2100, 512)))
     results = []
     for count in (1, 2):
         with use(threads=count):
@@ -123,11 +123,11 @@ def test_results_do_not_depend_on_threads(rng):
 @pytest.mark.parametrize("rows", [8, 40])
 def test_products_of_matrices_that_do_not_fit(rows):
     with pytest.raises(ValueError, match="mismatch"):
-        kernels.product(np.ones((rows, 500)), np.ones((400, 300)))
+        kernels.product(np.ones((rows, 1200)), np.ones((1100, 1000)))
 
 
 def test_a_product_keeps_nan(rng):
-    x, w = rng.standard_normal((4, 300)), rng.standard_normal((300, 300))
+    x, w = rng.standard_normal((4, 1100)), rng.standard_normal((1100, 1000))
     x[1, 7] = np.nan
     assert np.isnan(kernels.product(x, w)).any(axis=1).tolist() == [False, True, False, False]
 

@@ -44,12 +44,12 @@ def rows(x, w, out):
                     to[c] += factor * row[c]
             j += 1
     for i in prange(m):
-        to = out[i]
-        to[:] = 0
+        total = np.zeros(n)
         for block in range(blocks):
             add = partial[block, i]
             for c in range(n):
-                to[c] += add[c]
+                total[c] += add[c]
+        out[i] = total
 
 
 @njit(fastmath=_REORDER, **_options)
