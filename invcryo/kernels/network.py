@@ -183,23 +183,31 @@ def product(x: Any, y: Any) -> Any:
     By BLAS, but for the three products of a dense layer on the CPU, of a few rows and a large matrix: forward, in what
     comes in and in the weights.
     """
-    xp = array_module(x)
-    matrices = x.ndim == y.ndim == 2 and x.shape[1] == y.shape[0]
-    if xp is np and matrices and x.dtype == y.dtype and x.dtype.kind == "f":
-        (m, inner), n = x.shape, y.shape[1]
-        out = _empty(x, (m, n))
-        if 0 < m <= FEW and y.size >= LARGE:
-            loops = _twins("dense", x, y, work=out.size * inner // 8)
-            if y.flags.c_contiguous:
-                loops.rows(_plain(x), _plain(y), out)
-                return out
-            if y.flags.f_contiguous:
-                loops.dots(_plain(x), _plain(y.T), out)
-                return out
-        if 0 < inner <= FEW and out.size >= LARGE and x.flags.f_contiguous:
-            _twins("dense", x, y, work=out.size * inner // 8).outer(_plain(x.T), _plain(y), out)
-            return out
-    return xp.matmul(x, y)
+    loop = _own_product(x, y)
+    if loop is None:
+        return array_module(x).matmul(x, y)
+    out = _empty(x, (x.shape[0], y.shape[1]))
+    loops = _twins("dense", x, y, work=out.size * x.shape[1] // 8)
+    if loop == "rows":
+        loops.rows(_plain(x), _plain(y), out)
+    elif loop == "dots":
+        loops.dots(_plain(x), _plain(y.T), out)
+    else:
+        loops.outer(_plain(x.T), _plain(y), out)
+    return out
+
+
+def _own_product(x: Any, y: Any) -> str | None:
+    """Which loop of `cpu_dense` a product is for, by shapes and by how the large matrix lies in memory."""
+    if array_module(x) is not np or x.dtype != y.dtype or x.dtype.kind != "f":
+        return None
+    if not (x.ndim == y.ndim == 2 and x.shape[1] == y.shape[0]):
+        return None
+    if 0 < x.shape[0] <= FEW and y.size >= LARGE:
+        return "rows" if y.flags.c_contiguous else "dots" if y.flags.f_contiguous else None
+    if 0 < x.shape[1] <= FEW and x.shape[0] * y.shape[1] >= LARGE and x.flags.f_contiguous:
+        return "outer"
+    return None
 
 
 # -- slices: geometry in `cpu_slices` ---------------------------------------------------------------------------------
