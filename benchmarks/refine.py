@@ -219,7 +219,9 @@ def command(engine: str, folder: Path, out: Path, options: argparse.Namespace) -
         search = "global" if options.search == "global" else "local"
         return ours(out / "run", problem["lowpass_angstrom"], search, options)
     lowpass = f"{problem['lowpass_angstrom']:.2f}"
-    order = options.healpix_order or (3 if options.search == "ours" else 2)
+    coarsest, local = (3, 3) if options.search == "ours" else (2, 4)
+    if options.healpix_order is not None:
+        coarsest = options.healpix_order
     ranks = max(3, options.threads + 1)  # one that leads, one for each half set
     return [
         "mpirun", "--allow-run-as-root", "--oversubscribe", "-n", str(ranks), "relion_refine_mpi",
@@ -227,7 +229,7 @@ def command(engine: str, folder: Path, out: Path, options: argparse.Namespace) -
         "--o", str(out / "run"), "--ini_high", lowpass,
         "--particle_diameter", f"{0.95 * options.size * problem['pixel_size']:.0f}",
         "--flatten_solvent", "--zero_mask", "--norm", "--scale", "--oversampling", "1",
-        "--healpix_order", str(order), "--auto_local_healpix_order", "3" if options.search == "ours" else "4",
+        "--healpix_order", str(coarsest), "--auto_local_healpix_order", str(local),
         "--low_resol_join_halves", "40", "--sym", options.symmetry,
         "--offset_range", f"{options.shift + 1:g}", "--offset_step", "1",
         "--dont_combine_weights_via_disc", "--pool", "30", "--pad", "2", "--j", "1",

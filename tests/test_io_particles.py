@@ -3,6 +3,7 @@
 import logging
 import pickle
 import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -581,21 +582,41 @@ def test_describe_other_files(tmp_path):
     assert describe(tmp_path / "fsc.star")["blocks"] == {"fsc": {"rows": 2, "columns": ["rlnResolution"]}}
 
 
-def test_describe_looks_for_each_stack_once(tmp_path, monkeypatch):
-    """Not for each of the particles, which are many more."""
-    n = 20_000
+def test_describe_does_little_for_each_row(tmp_path, monkeypatch):
+    """Fewer calls than a loop over the columns would make, and no search for a stack that was searched for."""
+    n = 100_000
+    write_stack(tmp_path / "stack.mrcs", np.zeros((1, 6, 6)), 1.5)
     names = [f"1@Extract/job007/Micrographs/FoilHole_{i // 100}_fractions.mrcs" for i in range(n)]
-    path = make_set(tmp_path, n, box=2, rlnImageName=names, rlnMicrographName=names)
-    looked, is_file = [], Path.is_file
+    columns = {f"rlnColumn{i}": np.full(n, "12345.678901") for i in range(12)}
+    path = make_set(
+        tmp_path,
+        n,
+        box=2,
+        rlnImageName=names,
+        rlnMicrographName=names,
+        rlnAngleTilt=np.full(n, 60),
+        **columns,
+    )
+    looked, is_file, calls = [], Path.is_file, 0
 
     def counted(self, **options):
         looked.append(self)
         return is_file(self, **options)
 
+    def count(frame, event, argument):
+        nonlocal calls
+        calls += event in ("call", "c_call")
+
     monkeypatch.setattr(Path, "is_file", counted)
-    info = describe(path)
-    assert info["particles"] == n and len(info["missing_stacks"]) == 200
-    assert 200 <= len(looked) == len(set(looked))
+    before = sys.getprofile()
+    sys.setprofile(count)
+    try:
+        info = describe(path)
+    finally:
+        sys.setprofile(before)
+    assert info["particles"] == n and len(info["missing_stacks"]) == 1000
+    assert 1000 <= len(looked) == len(set(looked))
+    assert calls < 8 * n
 
 
 # --- reference data ----------------------------------------------------------------------------------------

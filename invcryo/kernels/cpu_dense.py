@@ -4,19 +4,16 @@ Batches of a dense layer have few rows: what takes the time is to move the weigh
 thread. Sums go over blocks of a fixed size, so that they do not depend on the number of threads.
 """
 
-from typing import Any
-
 import numpy as np
 from numba import njit, prange
 
-_options: dict[str, Any] = {"cache": True, "nogil": True, "parallel": True}
-# What the compiler may do with sums: reorder them, which is the same in every run. NaN and infinity stay.
-_REORDER = {"reassoc", "contract", "nsz"}
+from .cpu_vector import _REORDER, _options
+
 #: Rows of the large matrix that a thread takes at a time.
 BLOCK = 128
 
 
-@njit(fastmath=_REORDER, **_options)
+@njit(parallel=True, fastmath=_REORDER, **_options)
 def rows(x, w, out):
     """``out = x w`` of (m, k) and (k, n), both contiguous."""
     m, k = x.shape
@@ -52,7 +49,7 @@ def rows(x, w, out):
         out[i] = total
 
 
-@njit(fastmath=_REORDER, **_options)
+@njit(parallel=True, fastmath=_REORDER, **_options)
 def dots(g, w, out):
     """``out = g w^T`` of (m, n) and (k, n), both contiguous."""
     m, n = g.shape
@@ -84,7 +81,7 @@ def dots(g, w, out):
             j += 1
 
 
-@njit(fastmath=_REORDER, **_options)
+@njit(parallel=True, fastmath=_REORDER, **_options)
 def outer(x, g, out):
     """``out = x^T g`` of (m, k) and (m, n), both contiguous."""
     m, k = x.shape

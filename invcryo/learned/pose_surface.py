@@ -100,8 +100,7 @@ class PoseErrors:
         Of image i at pose i, or of one ``image`` at all of them.
         """
         found = []
-        for first in range(0, len(matrices), 64):
-            part = np.arange(first, min(first + 64, len(matrices)))
+        for part in _parts(len(matrices)):
             rows = part if image is None else np.full(len(part), image)
             with no_grad():
                 found.append(self._errors(const(matrices[part].astype(self.dtype)), rows).data)
@@ -114,17 +113,19 @@ class PoseErrors:
         are differences over a quarter of a degree, of rotations about three axes.
         """
         step = math.radians(0.25)
-        slopes = []
-        with no_grad():
-            for axis in step * np.eye(3):
-                ahead, behind = (
-                    self._model(const((turn @ matrices).astype(self.dtype)), np.arange(len(matrices))).data
-                    for turn in matrix_from_rotvec(np.stack([axis, -axis]))
-                )
-                slopes.append((ahead - behind).astype(np.complex128) / (2 * step))
+        turns = matrix_from_rotvec(step * np.concatenate([np.eye(3), -np.eye(3)]))
         weights = 2 * self.precision.astype(np.float64)  # an error is half of what it is weighed with
-        information = np.einsum("anyx,bnyx,yx->nab", np.conj(slopes), slopes, weights).real
-        return np.degrees(np.sqrt(np.trace(np.linalg.inv(information), axis1=1, axis2=2)))
+        found = []
+        for part in _parts(len(matrices)):
+            with no_grad():
+                near = [
+                    self._model(const((turn @ matrices[part]).astype(self.dtype)), part).data
+                    for turn in turns
+                ]
+            slopes = (np.stack(near[:3]) - np.stack(near[3:])).astype(np.complex128) / (2 * step)
+            information = np.einsum("anyx,bnyx,yx->nab", slopes.conj(), slopes, weights).real
+            found.append(np.trace(np.linalg.inv(information), axis1=1, axis2=2))
+        return np.degrees(np.sqrt(np.concatenate(found)))
 
     def surface(self, image: int, rot: NDArray, tilt: NDArray, *, psi: float | None = None) -> NDArray:
         """`errors` of an image over two Euler angles in radians, (len(tilt), len(rot)).
@@ -203,3 +204,8 @@ class PoseErrors:
         rest = self._model(turns, rows) - self.images[rows]
         weights = np.broadcast_to(np.sqrt(self.precision), rest.shape)
         return ops.squared_norm(ops.scale(rest, weights), (1, 2))
+
+
+def _parts(count: int) -> list[NDArray]:
+    """Indices of images that are sliced at a time: their spectra take memory."""
+    return [np.arange(first, min(first + 64, count)) for first in range(0, count, 64)]

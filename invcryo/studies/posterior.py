@@ -256,12 +256,12 @@ def limited_views(
     def compute(snr: float | None) -> tuple[dict[str, Any], dict[str, NDArray]]:
         views = cone_orientations(particles, np.radians(cone_deg), rng=seed)
         stack, _ = simulated(volume, particles, pixel_size, snr, seed, orientations=views)
-        learned: list[VoxelPosterior] = []  # of the last epoch, before the closed form
+        learned: dict[str, VoxelPosterior] = {}  # of the last epoch, before the closed form
         posterior = VoxelPosterior.fit(
             stack,
             rng=seed,
             progress=False,
-            callback=lambda p, _: learned.__setitem__(slice(None), [p]),
+            callback=lambda p, _: learned.update(last=p),
             **fit,
         )
         grid = posterior.grid
@@ -273,7 +273,7 @@ def limited_views(
         sigma = posterior.uncertainty
         row = {
             "area": area_under_roc(sigma[part], ~seen[part]),
-            "area_unpolished": area_under_roc(learned[0].uncertainty[part], ~seen[part]),
+            "area_unpolished": area_under_roc(learned["last"].uncertainty[part], ~seen[part]),
             "seen": float(np.median(sigma[part & seen])),
             "unseen": float(np.median(sigma[part & ~seen])),
             "touched": float(seen[part].mean()),
